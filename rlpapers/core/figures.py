@@ -7,8 +7,9 @@ __all__ = ['COLUMN', 'PALETTE', 'STYLE', 'use_style', 'MissingPublished', 'publi
            'BadFigure', 'figure', 'table', 'status', 'verify_manifest']
 
 # %% ../../nbs/core/08_figures.ipynb #0ce0050c
-import hashlib
+import hashlib, re
 from functools import wraps
+from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Callable, Iterable
 from .claims import Item, find_id, inventory, out_folder, papers, put_row, read_rows
@@ -71,30 +72,26 @@ def overlay(ax: "Axes", x, y, colour: str = "black", label: str = "published", e
                       "color": colour, "label": label} | options))
 
 # %% ../../nbs/core/08_figures.ipynb #277880e4
-def _config(run) -> dict:
-    config = run.info.get("config", run.config)
-    return config if isinstance(config, dict) else vars(config)
-
 def _provenance(runs: list, scale: str, steps: str, interval: str) -> dict:
     "The part of a manifest row that comes from the runs."
     import importlib.metadata as meta
-    seeds, machines, packages = set(), {}, {}
+    seeds, machines, packages = set(), set(), {}
     for run in runs:
-        config, m = _config(run), run.info.get("machine", {})
+        config, m = run.info["config"], run.info["machine"]
         seeds |= set(config.get("seeds") or ([config["seed"]] if "seed" in config else []))
-        machines[f"{m.get('cores', '?')} cores, {m.get('cpu', 'unknown CPU')}" + (f", {d}" if (d := m.get("device", "cpu")) != "cpu" else "")] = m
-        packages |= run.info.get("packages", {})
+        machines.add(f"{m['cores']} cores, {m['cpu']}" + (f", {m['device']}" if m["device"] != "cpu" else ""))
+        packages |= run.info["packages"]
     packages |= {p: meta.version(p) for p in ("matplotlib", "numpy", "pandas")}
     return dict(scale=scale, seeds=sorted(seeds), steps=steps, interval=interval, run_keys=sorted({r.key for r in runs}),
                 code_hash={r.info["function"]: r.info["code_hash"] for r in sorted(runs, key=lambda r: r.key)},
                 stale=any(r.status == "stale" for r in runs), machine=sorted(machines), packages=packages,
-                wall_time_s=round(sum(r.info.get("wall_time_s", 0) for r in runs), 1))
+                wall_time_s=round(sum(r.info["wall_time_s"] for r in runs), 1))
 
 def provenance_line(row: dict) -> list[str]:
     "The parts of the line under a figure."
     n = len(row["seeds"])
     parts = ["STALE: the code changed after these runs"] if row["stale"] else []
-    parts += [f"{row['scale']} scale", f"{n} seed{'s' * (n != 1)}" if n else "no training", row["steps"]]
+    parts += [f"{row['scale']} scale", f"{n} seed{'s' * (n != 1)}" if n else f"{len(row['run_keys'])} runs" if row["run_keys"] else "no training", row["steps"]]
     parts += [row["interval"] or ("no interval" if n else ""), "; ".join(row["machine"])]
     return [p for p in parts if p]
 
@@ -128,17 +125,21 @@ def _csv(frame: "pd.DataFrame") -> bytes:
     return _flat(frame).to_csv(index=False, float_format="%.10g", lineterminator="\n").encode()
 
 def _cell(value) -> str:
-    if isinstance(value, float): return "–" if value != value else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
-    return str(value)
+    if not isinstance(value, Real) or isinstance(value, Integral): return str(value)
+    return "–" if value != value else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+def _align(frame: "pd.DataFrame") -> list[str]: return ["r" if d.kind in "iuf" else "l" for d in frame.dtypes]
 
 def _markdown(frame: "pd.DataFrame", caption: str, line: str) -> bytes:
-    rows = [list(frame.columns), ["---"] * len(frame.columns), *frame.map(_cell).values.tolist()]
+    rules = [{"l": "---", "r": "---:"}[a] for a in _align(frame)]
+    rows = [list(frame.columns), rules, *frame.map(_cell).values.tolist()]
     body = "\n".join("| " + " | ".join(c.replace("|", "\\|") for c in row) + " |" for row in rows)
     return f"{caption}\n\n{body}\n\n{line}\n".encode()
 
 def _latex(frame: "pd.DataFrame", caption: str, label: str) -> bytes:
-    return frame.map(_cell).style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis=1).to_latex(
-        hrules=True, caption=caption, label=label, position_float="centering").encode()
+    cells = frame.map(_cell).style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis=1)
+    escaped = re.sub(r"([%&#_$])", r"\\\1", caption)
+    return cells.to_latex(hrules=True, column_format="".join(_align(frame)), caption=escaped, label=label, position_float="centering").encode()
 
 # %% ../../nbs/core/08_figures.ipynb #f6d248b1
 class BadFigure(RLPapersError): "A drawing function has no caption, or does not return what its decorator needs."
@@ -204,8 +205,10 @@ def _row_status(out: Path, row: dict) -> str:
     if changed: return f"changed files: {', '.join(changed)}"
     return "stale" if row["stale"] or _code_changed(row["code_hash"]) else "regenerated"
 
-def _code_changed(hashes: dict[str, str]) -> bool:
-    return False
+def _code_changed(hashes: dict[str, str]) -> bool: # training function -> its code hash when it ran
+    from rlpapers.core.record import code_hash, load_function
+    try: return any(code_hash(load_function(function)) != then for function, then in hashes.items())
+    except (ImportError, AttributeError): return True
 
 def status(out: str | Path = "figures", paper: str = "") -> list[dict]: # fields paper, id, title, kind, notebook, scale, status, files
     "Every item of the inventories: regenerated, stale, missing or changed files, not regenerated, needs paper scale, planned."
