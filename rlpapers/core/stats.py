@@ -103,7 +103,7 @@ def probability_of_improvement(x, y,           # (runs, tasks) of X and of Y; sa
     wins = (x[:, None] > y) + .5 * (x[:, None] == y)                               # (n, m, tasks)
     rng, tasks = np.random.default_rng(seed), x.shape[1]
     u, v = (rng.multinomial(len(a), np.full(len(a), 1 / len(a)), size=(reps, tasks)) / len(a) for a in (x, y))
-    values = np.einsum("rti,ijt,rtj->r", u, wins, v, optimize=True) / tasks
+    values = (np.einsum("rti,ijt,rtj->r", u, wins, v, optimize=True) / tasks).clip(0, 1)
     return wins.mean(), *_quantiles(values, level, min(len(x), len(y)), tasks, True)
 
 def ratio_of_means(x, y,                       # (runs,) positive
