@@ -47,14 +47,17 @@ def mlp(theta: Tensor,            # (..., P) flat parameters
         norm: Tensor | bool = True,  # LayerNorm on or off, or a boolean mask that broadcasts to (..., 1, 1)
        ) -> Tensor:               # (..., B, out)
     "Linear - LayerNorm (no affine) - ReLU blocks and a linear head, for a stack of networks."
-    *body, head = unpack(theta, sizes)
+    lead, (batch, width) = theta.shape[:-1], x.shape[-2:]
+    x = x.expand(*lead, batch, width).reshape(-1, batch, width)
+    if isinstance(norm, Tensor): norm = norm.expand(*lead, 1, 1).reshape(-1, 1, 1)
+    *body, head = unpack(theta.reshape(-1, theta.shape[-1]), sizes)
     for w, b in body:
-        x = torch.matmul(x, w) + b
+        x = torch.baddbmm(b, x, w)
         if norm is not False:
             y = F.layer_norm(x, x.shape[-1:])
             x = y if norm is True else torch.where(norm, y, x)
-        x = F.relu(x)
-    return torch.matmul(x, head[0]) + head[1]
+        x = F.relu(x, inplace=True)
+    return torch.baddbmm(head[1], x, head[0]).view(*lead, batch, sizes[-1])
 
 # %% ../../nbs/offline/02b_networks.ipynb #25d4ec0b
 @dataclass

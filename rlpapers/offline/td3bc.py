@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['VARIANTS', 'STATE', 'Variant', 'TD3BCConfig', 'UnknownVariant', 'Learner', 'create_learner', 'training_arrays',
-           'draw_batch', 'policy', 'q_values', 'td_target', 'critic_loss', 'actor_loss', 'improve', 'update_targets',
-           'clone', 'regress', 'step', 'Evaluator', 'diagnose', 'evaluation_rows', 'get_state', 'set_state',
-           'train_td3bc']
+           'draw_batch', 'norm_of', 'policy', 'q_values', 'td_target', 'critic_loss', 'actor_loss', 'improve',
+           'update_targets', 'clone', 'regress', 'phase_of', 'step', 'Evaluator', 'diagnose', 'evaluation_rows',
+           'get_state', 'set_state', 'train_td3bc']
 
 # %% ../../nbs/offline/04_td3bc.ipynb #9ae714da
 from dataclasses import dataclass
@@ -119,14 +119,21 @@ def draw_batch(learner: Learner, update: int) -> dict[str, Tensor]:  # each (R, 
     return {k: x.repeat(len(c.variants), *[1] * (x.dim() - 1)) for k, x in batch.items()}
 
 
+def norm_of(learner: Learner, runs: slice) -> Tensor | bool:  # mask (R, 1, 1)
+    "LayerNorm of some runs: one answer where they agree, which is faster, else a mask."
+    flags = {VARIANTS[v].norm for v in np.repeat(learner.config.variants, len(learner.config.seeds))[runs]}
+    return flags.pop() if len(flags) == 1 else learner.norm[runs]
+
+
 def policy(learner: Learner, theta: Tensor, s: Tensor, runs: slice = slice(None)) -> Tensor:  # (R, B, act)
     "pi(s) = tanh(MLP(s)) for some runs of the stack."
-    return mlp(theta, s, learner.actor_sizes, learner.norm[runs]).tanh()
+    return mlp(theta, s, learner.actor_sizes, norm_of(learner, runs)).tanh()
 
 
 def q_values(learner: Learner, theta: Tensor, s: Tensor, a: Tensor, runs: slice = slice(None)) -> Tensor:  # (R, critics, B)
     "Q_j(s, a) of all critics of some runs."
-    return mlp(theta, torch.cat([s, a], -1)[:, None], learner.critic_sizes, learner.norm[runs][:, None]).squeeze(-1)
+    norm = norm_of(learner, runs)
+    return mlp(theta, torch.cat([s, a], -1)[:, None], learner.critic_sizes, norm if isinstance(norm, bool) else norm[:, None]).squeeze(-1)
 
 # %% ../../nbs/offline/04_td3bc.ipynb #a36700c5
 def td_target(learner: Learner, batch: dict[str, Tensor], runs: slice) -> Tensor:  # (R, B)
@@ -193,19 +200,24 @@ def regress(learner: Learner, batch: dict[str, Tensor], runs: slice) -> None:
     update_targets(learner, runs)
 
 # %% ../../nbs/offline/04_td3bc.ipynb #d99eee3a
+def phase_of(c: TD3BCConfig, variant: str, update: int) -> str:  # improve, clone or clone+regress
+    "What a variant does in an update."
+    v = VARIANTS[variant]
+    return "improve" if update > c.pretrain or not v.actor else "clone+regress" if v.critic else "clone"
+
+
 def step(learner: Learner, update: int) -> None:
-    "Update number `update` (from 1) of every run of the stack, each in its own phase."
+    "Update number `update` (from 1) of every run of the stack; neighbours in the same phase go together."
     c, batch, size = learner.config, draw_batch(learner, update), len(learner.config.seeds)
-    spans = [(v if update <= c.pretrain and VARIANTS[v].actor else "", i) for i, v in enumerate(c.variants)]
-    for phase, group in groupby(spans, key=lambda x: x[0]):
-        where = [i for _, i in group]
+    kinds = [(phase_of(c, v, update), VARIANTS[v].norm) for v in c.variants]
+    for (phase, _), group in groupby(range(len(kinds)), key=lambda i: kinds[i]):
+        where = list(group)
         runs = slice(where[0] * size, (where[-1] + 1) * size)
         part = {k: x[runs] for k, x in batch.items()}
-        if not phase: improve(learner, part, runs, update)
-        else:
-            clone(learner, part, runs)
-            if VARIANTS[phase].critic: regress(learner, part, runs)
-            elif c.sync_targets and update == c.pretrain: learner.actor_target[runs] = learner.actor.theta[runs]
+        if phase == "improve": improve(learner, part, runs, update)
+        else: clone(learner, part, runs)
+        if phase == "clone+regress": regress(learner, part, runs)
+        if phase == "clone" and c.sync_targets and update == c.pretrain: learner.actor_target[runs] = learner.actor.theta[runs]
 
 # %% ../../nbs/offline/04_td3bc.ipynb #1e2a571d
 class Evaluator:
