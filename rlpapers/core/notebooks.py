@@ -68,14 +68,12 @@ def missing_outputs(notebook: str,   # relative to the project root
                     since: float,    # start of the run, seconds since 1970
                    ) -> list[str]:
     "Ids of figures and tables that the inventory promises from this notebook and that were not written since `since`."
-    from rlpapers.core.claims import inventory, papers
+    from rlpapers.core.claims import inventory, papers, read_rows
     paper = Path(notebook).parent.name
     if paper not in papers(): return []
     owed = [item.id for item in inventory(paper) if item.notebook == notebook and scale in item.scales]
-    manifest = Path(out)/"manifest.json"
-    rows = json.loads(manifest.read_text()) if manifest.exists() else []
     def written(row): return all((p := Path(out)/name).exists() and p.stat().st_mtime >= since - 1 for name in row["files"])
-    made = {row["id"] for row in rows if row["paper"] == paper and row["scale"] == scale and written(row)}
+    made = {row["id"] for row in read_rows(Path(out)/"manifest.json") if row["paper"] == paper and row["scale"] == scale and written(row)}
     return [id for id in owed if id not in made]
 
 # %% ../../nbs/core/20_notebooks.ipynb #07ddf551
