@@ -56,8 +56,9 @@ lab: $(READY) ## open the notebooks in JupyterLab
 bench: $(READY) ## speed of the core and of stacked training
 	@for script in benchmarks/[a-z]*.py; do $(ONE_THREAD) $(BIN)/python $$script; done
 
-export: $(READY) ## write rlpapers/ from the notebooks
+export: $(READY) ## write rlpapers/ from the notebooks, and clean them
 	@$(BIN)/nbdev_export
+	@$(BIN)/nbdev_clean
 
 lock: $(READY) ## write requirements.lock from what .venv holds
 	@$(BIN)/python .ci/lock.py

@@ -41,7 +41,7 @@ html_sidebars = {"index": [], "guide": [], "claims": [], "genindex": [], "search
 html_theme_options = {
     "logo": {"text": website["title"]},
     "icon_links": [{"name": "Source", "url": website["repo-url"], "icon": "fa-brands fa-github"}],
-    "header_links_before_dropdown": 8,
+    "header_links_before_dropdown": 9,
     "navbar_align": "left",
     "navigation_depth": 2,
     "show_nav_level": 1,

@@ -4,7 +4,7 @@ from html import escape
 from importlib import import_module
 from pathlib import Path
 
-from rlpapers.core.claims import MARKS, VERDICTS, claims_of, inventory, ledger, out_folder, papers, read_rows
+from rlpapers.core.claims import LOOKS, VERDICTS, claims_of, inventory, ledger, out_folder, papers, read_rows
 from rlpapers.core.figures import status
 
 WIDE = "---\nhtml_theme.sidebar_secondary.remove: true\n---\n"   # no list of headings beside the text
@@ -37,7 +37,7 @@ class Results:
 
 
 def chip(verdict: str, text: str = "") -> str:
-    return f'<span class="verdict v-{verdict.replace(chr(32), chr(45))}">{MARKS[verdict]} {escape(text or verdict)}</span>'
+    return f'<span class="verdict v-{verdict.replace(chr(32), chr(45))}">{LOOKS[verdict][0]} {escape(text or verdict)}</span>'
 
 
 def picture(row: dict) -> str:
