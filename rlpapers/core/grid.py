@@ -277,7 +277,7 @@ def run_grid(fn: Callable,              # exported: fn(config, work) -> RunOutpu
 class Audit:
     "What training a recorded run again gave."
     run: Run
-    verdict: str     # identical, close (1e-6 relative), differs, or other machine (differs, but CPU kind or torch version differ as well)
+    verdict: str     # identical, close (1e-6 relative), differs, or other machine (differs, but so do CPU model or torch version)
     detail: str
     seconds: float   # of training again
     @property
@@ -303,7 +303,7 @@ def audit_run(run: Run, engine: str = "local") -> Audit:
     with tempfile.TemporaryDirectory() as temp:
         again = run_grid(fn, [run.config], engine=engine, root=Path(temp))[0]
         verdict, detail = compare_metrics(run.metrics, again.metrics)
-        then, now = ((i["machine"]["cpu"], i["machine"]["simd"], i["packages"].get("torch")) for i in (run.info, again.info))
+        then, now = ((i["machine"]["cpu"], i["packages"].get("torch")) for i in (run.info, again.info))
     if again.key != run.key: detail += "; its data set has another checksum now"
     if verdict == "differs" and then != now: verdict, detail = "other machine", f"recorded on {then}, now {now}: {detail}"
     return Audit(run, verdict, detail, time.perf_counter() - start)

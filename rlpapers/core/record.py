@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PACKAGES', 'NotExported', 'CorruptRun', 'RunOutput', 'Work', 'LineConfig', 'fit_line', 'function_name',
-           'load_function', 'config_values', 'config_object', 'config_inputs', 'run_key', 'reached_definitions',
-           'code_hash', 'machine', 'packages', 'Run', 'run_folder', 'read_run', 'write_run', 'find_run',
-           'recorded_runs', 'promote']
+           'load_function', 'BadConfig', 'config_values', 'config_object', 'config_inputs', 'run_key',
+           'reached_definitions', 'code_hash', 'machine', 'packages', 'Run', 'run_folder', 'read_run', 'write_run',
+           'find_run', 'recorded_runs', 'promote']
 
 # %% ../../nbs/core/04_record.ipynb #e6cce8ad
 import ast, hashlib, importlib, inspect, io, json, platform, shutil, time
@@ -91,16 +91,23 @@ def load_function(name: str) -> Callable:
     module, _, attribute = name.partition(":")
     return getattr(importlib.import_module(module), attribute)
 
+class BadConfig(RLPapersError): "A config whose values do not fit its annotations."
+
+def _typed(kind: type, values: dict) -> Any:
+    "An instance of the dataclass `kind`, each value converted to the type of its field; raises `BadConfig`."
+    from pydantic import TypeAdapter, ValidationError
+    try: return TypeAdapter(kind).validate_python(values)
+    except ValidationError as e:
+        raise BadConfig(f"{kind.__name__}: " + "; ".join(f"{'.'.join(map(str, x['loc']))}: {x['msg']}, got {x['input']!r}" for x in e.errors())) from e
+
 def config_values(config: Any) -> dict:
-    "A config as plain JSON values."
+    "A config as plain JSON values; 1 and 1.0 are the same value of a float field."
     if not is_dataclass(config): raise TypeError(f"A config is a frozen dataclass, not a {type(config).__name__}.")
-    return json.loads(json.dumps(asdict(config)))
+    return json.loads(json.dumps(asdict(_typed(type(config), asdict(config)))))
 
 def config_object(fn: Callable, values: dict) -> Any:
-    "The config of `fn` from plain values, checked against the annotations of its dataclass."
-    from pydantic import TypeAdapter
-    kind = next(iter(get_type_hints(fn).values()))
-    return TypeAdapter(kind).validate_python(values)
+    "The config of `fn`, whose first parameter is annotated with its class, from plain values."
+    return _typed(next(iter(get_type_hints(fn).values())), values)
 
 def config_inputs(config: Any) -> dict[str, str]:
     "Name and checksum of each data set that a config asks for."
