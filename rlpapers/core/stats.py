@@ -59,7 +59,7 @@ def _quantiles(values: np.ndarray, level: float, n: int, tasks: int, expand: boo
 
 def _resample(a: np.ndarray, reps: int, rng: np.random.Generator) -> np.ndarray: # (reps, runs, tasks)
     "Runs redrawn with replacement, independently in each task."
-    return np.take_along_axis(a[None], rng.integers(len(a), size=(reps, *a.shape)), axis=1)
+    return a[rng.integers(len(a), size=(reps, *a.shape)), np.arange(a.shape[1])]
 
 def bootstrap_interval(scores,                         # (runs,) or (runs, tasks)
                        statistic: Callable = np.mean,  # called as statistic(samples, axis=(runs axis, tasks axis))
@@ -90,7 +90,9 @@ def curve_band(frame: "pd.DataFrame",                       # one row for each s
     wide = frame.pivot(index=seed, columns=x, values=y)
     a = as_scores(wide.to_numpy(), f"{y} by {seed} and {x}")
     draws = np.random.default_rng(0).integers(len(a), size=(reps, len(a)))
-    low, high = _quantiles(statistic(a[draws], axis=1), level, len(a), 1, True)
+    blocks = np.array_split(a, a.shape[1] // 100 + 1, axis=1)                      # long curves need not be in memory at once
+    values = np.concatenate([statistic(block[draws], axis=1) for block in blocks], axis=1)
+    low, high = _quantiles(values, level, len(a), 1, True)
     return pd.DataFrame({x: wide.columns.to_numpy(), y: statistic(a, axis=0), "low": low, "high": high, "n": len(a)})
 
 # %% ../../nbs/core/06_stats.ipynb #4f258fbe
