@@ -22,11 +22,11 @@ class TD3Config:
     "Online TD3 (Fujimoto et al., 2018) with LayerNorm in the critic."
     env_id: str = "Hopper-v5"
     steps: int = 250_000          # environment steps, one gradient update each
-    start_steps: int = 5_000      # uniformly random actions at first
+    start_steps: int = 10_000     # uniformly random actions at first
     n_envs: int = 4
-    width: int = 128
-    batch: int = 256
-    lr: float = 1e-3
+    width: int = 64
+    batch: int = 128
+    lr: float = 7e-4
     gamma: float = .99
     tau: float = .005
     noise: float = .1             # exploration, in units of the largest action
@@ -36,7 +36,7 @@ class TD3Config:
     seed: int = 0
 
 
-PENDULUM = TD3Config("Pendulum-v1", steps=12_000, start_steps=1_000, n_envs=8, width=64, reward_scale=.1, snapshot_every=400)
+PENDULUM = TD3Config("Pendulum-v1", steps=12_000, start_steps=1_000, n_envs=8, batch=256, lr=1e-3, reward_scale=.1, snapshot_every=400)
 
 # %% ../../nbs/offline/03_behaviour.ipynb #62e09fd6
 def make_env(env_id: str):  # a Gymnasium id with a box action space
@@ -158,12 +158,12 @@ def train_td3(c: TD3Config,
     return snapshots
 
 # %% ../../nbs/offline/03_behaviour.ipynb #89fc43b9
-def pick_medium(snapshots: list[dict],   # from train_td3
-                low: float,              # return of a random policy
+def pick_medium(snapshots: list[dict],      # from train_td3
+                low: float, high: float,    # returns of a random and of an expert policy
                 level: float = 1 / 3) -> int:
     "Index of the first snapshot whose normalised mean return reaches the level."
     means = np.array([s["returns"].mean() for s in snapshots])
-    return int(np.argmax((means - low) / (means.max() - low) >= level))
+    return int(np.argmax((means - low) / (high - low) >= level))
 
 
 def random_returns(env_id: str, episodes: int = 50) -> np.ndarray:
@@ -186,13 +186,14 @@ def ship(c: TD3Config, snapshots: list[dict], level: float, folder, episodes: in
     from pathlib import Path
     from safetensors.numpy import save
     from rlpapers.core.paths import atomic_write
-    from rlpapers.offline.data import policy_action
+    from rlpapers.offline.data import D4RL_SCORES, policy_action
     folder, task, low = Path(folder), c.env_id.split("-")[0].lower(), random_returns(c.env_id, episodes)
     path = folder / "policies.json"
     cards = json.loads(path.read_text()) if path.exists() else {}
     cards[f"{task}-random"] = card(c, low, 0)
     best = int(np.argmax([s["returns"].mean() for s in snapshots]))
-    for kind, i in (("medium", pick_medium(snapshots, low.mean(), level)), ("expert", best)):
+    ends = D4RL_SCORES.get(task, (low.mean(), snapshots[best]["returns"].mean()))
+    for kind, i in (("medium", pick_medium(snapshots, *ends, level)), ("expert", best)):
         layers = [(w.numpy(), b[0].numpy()) for w, b in unpack(snapshots[i]["theta"], sizes_of(c.env_id, c.width)[0])]
         atomic_write(folder / f"{task}-{kind}.safetensors", save({f"{n}{k}": x for k, layer in enumerate(layers) for n, x in zip("wb", map(np.ascontiguousarray, layer))}))
         cards[f"{task}-{kind}"] = card(c, evaluate(lambda obs: policy_action(layers, obs), c.env_id, episodes, seed=20_000), snapshots[i]["step"])

@@ -1,0 +1,125 @@
+"TD3+BC and its data: runs do not see each other, resuming changes nothing, data sets are the same bytes every time."
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+
+from rlpapers.core.datasets import content_checksum, dataset_spec
+from rlpapers.core.record import Work
+from rlpapers.offline.data import RECORDINGS, TAILS, MissingPolicy, Transitions, UnknownTail, load_policy, record_episodes, returns_to_go
+from rlpapers.offline.td3bc import VARIANTS, TD3BCConfig, UnknownVariant, create_learner, step, train_td3bc
+
+
+def synthetic(n=300, seed=0, obs=3, act=2):
+    g = np.random.default_rng(seed)
+    end = g.random(n) < .05
+    end[-1] = True
+    kind = g.random(n) < .5
+    f = lambda *shape: g.normal(size=shape).astype(np.float32)
+    return Transitions(f(n, obs), np.tanh(f(n, act)), f(n), f(n, obs), end & kind, end & ~kind, np.cumsum(np.append(0, end[:-1])))
+
+
+SMALL = TD3BCConfig(dataset="offline/pendulum/medium-v0", limit=4, seeds=(0, 1, 2), width=16, batch=32, updates=12, pretrain=6, eval_every=4, eval_episodes=1)
+
+
+def trained(config, updates=10, data=synthetic()):
+    learner = create_learner(config, data)
+    for u in range(1, updates + 1): step(learner, u)
+    return learner
+
+
+@pytest.mark.parametrize("lam", [0., .3])
+def test_stack_equals_single_runs(lam):
+    config = replace(SMALL, lam=lam, pretrain=5)
+    stack = trained(config)
+    for v, variant in enumerate(VARIANTS):
+        for i, seed in enumerate(config.seeds):
+            single, r = trained(replace(config, seeds=(seed,), variants=(variant,))), v * len(config.seeds) + i
+            for name in ("actor", "critic"):
+                torch.testing.assert_close(getattr(single, name).theta[0], getattr(stack, name).theta[r], atol=1e-5, rtol=0)
+            torch.testing.assert_close(single.critic_target[0], stack.critic_target[r], atol=1e-5, rtol=0)
+
+
+def test_same_seed_same_bits_other_seed_other_bits():
+    a, b, c = trained(SMALL), trained(SMALL), trained(replace(SMALL, seeds=(3, 4, 5)))
+    assert torch.equal(a.actor.theta, b.actor.theta) and torch.equal(a.critic.v, b.critic.v)
+    assert not torch.equal(a.actor.theta, c.actor.theta)
+
+
+class Killed(Exception): pass
+
+
+class DyingWork(Work):
+    "Dies right after its n-th save."
+    def __init__(self, folder, saves):
+        super().__init__(folder)
+        self.left = saves
+
+    def save(self, step, state):
+        super().save(step, state)
+        self.left -= 1
+        if not self.left: raise Killed
+
+
+@pytest.mark.parametrize("saves", [1, 2])
+def test_killed_run_resumes_to_the_same_bits(tmp_path, saves):
+    whole = train_td3bc(SMALL, Work()).metrics
+    with pytest.raises(Killed): train_td3bc(SMALL, DyingWork(tmp_path, saves))
+    resumed = train_td3bc(SMALL, Work(tmp_path)).metrics
+    assert list(whole.columns) == list(resumed.columns) and whole.equals(resumed)
+
+
+def test_actor_only_targets_stay_random_unless_synchronised():
+    released, fair = (trained(replace(SMALL, sync_targets=sync), updates=6) for sync in (False, True))
+    start = create_learner(SMALL, synthetic())
+    runs = slice(6, 9)                                                # actor-only
+    assert torch.equal(released.actor_target[runs], start.actor_target[runs])
+    assert torch.equal(fair.actor_target[runs], fair.actor.theta[runs])
+
+
+def test_critic_pretraining_approaches_returns():
+    data = synthetic(seed=1)
+    config = replace(SMALL, variants=("actor+critic",), width=64, batch=128, lr=1e-3, pretrain=400, tail="finite", gamma=.5)
+    start, end = (trained(config, u, data) for u in (0, 400))
+    def error(learner):
+        from rlpapers.offline.td3bc import q_values
+        d = learner.data
+        with torch.no_grad(): q = q_values(learner, learner.critic.theta, d["s"].expand(3, -1, -1), d["a"].expand(3, -1, -1))
+        return (q - d["g"]).pow(2).mean()
+    assert error(end) < .3 * error(start)
+
+
+def test_unknown_variant_and_tail_name_the_alternatives():
+    with pytest.raises(UnknownVariant, match="actor-only"): create_learner(replace(SMALL, variants=("actoronly",)), synthetic())
+    with pytest.raises(UnknownTail, match="repeat_last"): returns_to_go(synthetic(), tail="repeat-last")
+    with pytest.raises(UnknownTail, match="values"): returns_to_go(synthetic(), tail="bootstrap")
+    with pytest.raises(MissingPolicy, match="pendulum-medium"): load_policy("pendulum-mediun")
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 200), st.integers(0, 10_000), st.floats(0, .999), st.sampled_from(("finite", "repeat_last")))
+def test_returns_obey_bellman_and_ignore_other_episodes(n, seed, gamma, tail):
+    data = synthetic(n, seed)
+    g = returns_to_go(data, gamma, tail).astype(float)
+    inside = np.setdiff1d(np.arange(n), data.ends)
+    np.testing.assert_allclose(g[inside], data.rew[inside] + gamma * g[inside + 1], rtol=1e-4, atol=1e-3)
+    last = data.episode == data.episode[-1]
+    alone = Transitions(*(getattr(data, f)[last] for f in ("obs", "act", "rew", "next_obs", "terminal", "timeout", "episode")))
+    np.testing.assert_array_equal(returns_to_go(alone, gamma, tail), g[last].astype(np.float32))
+
+
+def test_recorded_episodes_are_the_same_every_time():
+    once, again = (record_episodes("Pendulum-v1", "pendulum-medium", 3) for _ in range(2))
+    assert content_checksum(once) == content_checksum(again)
+    grid = np.stack([e.actions for e in once]) / 2 / 1e-4
+    assert np.abs(grid - np.round(grid)).max() < 1e-2                 # actions lie on the grid
+    assert content_checksum(record_episodes("Pendulum-v1", "pendulum-medium", 3, seed=1)) != content_checksum(once)
+
+
+@pytest.mark.parametrize("name", RECORDINGS)
+def test_registered_data_sets_have_checksums_and_references(name):
+    spec = dataset_spec(name)
+    assert len(spec.checksum) == 16 and spec.rows > 0 and spec.ref_min_score < spec.ref_max_score
+    assert TD3BCConfig(dataset=name).inputs() == {name: spec.checksum}
