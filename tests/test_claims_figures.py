@@ -28,6 +28,7 @@ def train_toy(config: ToyConfig, work: Work) -> RunOutput:
 '''
 DRAW = '''
 import sys
+from pathlib import Path
 import rlpapers; rlpapers.__path__.append(sys.argv[1])
 import matplotlib.pyplot as plt
 from rlpapers.core.claims import claim
