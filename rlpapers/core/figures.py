@@ -25,16 +25,13 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 STYLE = {"figure.figsize": (COLUMN, 3.2), "figure.dpi": 110, "figure.constrained_layout.use": True, "font.family": "DejaVu Sans",
          "font.size": 9, "axes.titlesize": 9, "axes.labelsize": 9, "xtick.labelsize": 8, "ytick.labelsize": 8, "legend.fontsize": 8,
          "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True, "grid.color": "#e6e6e6",
-         "grid.linewidth": .6, "lines.linewidth": 1.6, "legend.frameon": False, "svg.fonttype": "path"}
-
-def _style() -> dict:
-    from cycler import cycler
-    return STYLE | {"axes.prop_cycle": cycler(color=PALETTE)}
+         "grid.linewidth": .6, "lines.linewidth": 1.6, "legend.frameon": False, "svg.fonttype": "path",
+         "axes.prop_cycle": f"cycler('color', {list(PALETTE)})"}
 
 def use_style() -> None:
     "Give every figure of this notebook the project's look; `@figure` applies it by itself."
     import matplotlib.pyplot as plt
-    plt.style.use(["default", _style()])
+    plt.style.use(["default", STYLE])
 
 # %% ../../nbs/core/08_figures.ipynb #6257e3bf
 class MissingPublished(RLPapersError): "No file of published numbers with that name."
@@ -165,7 +162,7 @@ def figure(paper: str, id: str) -> Callable:
         @wraps(fn)
         def call(*args, scale: str, out="figures", runs_used: Iterable = (), steps: str = "", interval: str = "", **kwargs):
             import matplotlib.pyplot as plt
-            with plt.style.context(["default", _style()]):
+            with plt.style.context(["default", STYLE]):
                 drawn = fn(*args, **kwargs)
                 if not (isinstance(drawn, tuple) and len(drawn) == 2 and hasattr(drawn[0], "savefig") and hasattr(drawn[1], "to_csv")):
                     raise BadFigure(f"{fn.__name__}, which draws {paper} {id}, must return (Figure, DataFrame of the numbers shown).")
@@ -199,9 +196,8 @@ def table(paper: str, id: str) -> Callable:
 # %% ../../nbs/core/08_figures.ipynb #8263721f
 def _row_status(out: Path, row: dict) -> str:
     "regenerated, stale, or what is wrong with the files."
-    found = {name: out/name for name in row["files"]}
-    if missing := [n for n, f in found.items() if not f.is_file()]: return f"missing files: {', '.join(missing)}"
-    changed = [n for n, f in found.items() if hashlib.sha256(f.read_bytes()).hexdigest() != row["files"][n]]
+    if missing := [n for n in row["files"] if not (out/n).is_file()]: return f"missing files: {', '.join(missing)}"
+    changed = [n for n, digest in row["files"].items() if hashlib.sha256((out/n).read_bytes()).hexdigest() != digest]
     if changed: return f"changed files: {', '.join(changed)}"
     return "stale" if row["stale"] or _code_changed(row["code_hash"]) else "regenerated"
 
@@ -220,7 +216,7 @@ def status(out: str | Path = "figures", paper: str = "") -> list[dict]: # fields
             found = made.get((name, item.id), {})
             for s in sorted(found, key=order.index):
                 rows.append(common | dict(scale=s, status=_row_status(out_folder(out), found[s]), files=sorted(found[s]["files"])))
-            reason = "planned" if not item.notebook else "needs paper scale" if item.scales == ("paper",) else "not regenerated"
+            reason = "needs paper scale" if item.scales == ("paper",) else "planned" if not item.notebook else "not regenerated"
             if not found: rows.append(common | dict(scale="", status=reason, files=[]))
     return rows
 
