@@ -30,12 +30,12 @@ def label(short: str, name: str, value) -> str:
     return f"api-{short}.{'class-' * inspect.isclass(value)}{'value-' * (not callable(value))}{name}"
 
 
-def symbol_labels(modules: dict) -> dict[str, str]:
-    "Exported name -> label of its entry; a name that two modules export has none."
+def symbol_links(modules: dict) -> dict[str, str]:
+    "Exported name -> link to its entry; a name that two modules export has none."
     owners = {}
     for short, module in modules.items():
         for name in own_names(module): owners.setdefault(name, []).append(label(short, name, getattr(module, name)))
-    return {name: labels[0] for name, labels in owners.items() if len(labels) == 1}
+    return {name: f"#{labels[0]}" for name, labels in owners.items() if len(labels) == 1}
 
 
 def signature(function) -> str:

@@ -36,22 +36,22 @@ def stage_pages(stage: Path, root: Path = ROOT, out: str = "figures") -> None:
     from notebooks import shown_copy, site_notebook, title_and_summary
     from rlpapers.core.claims import inventory
     website = yaml.safe_load((root/"_quarto.yml").read_text())["website"]
-    results, modules, parts = gallery.Results(out), api.exported_modules(), sections(website, root/"nbs")
-    symbols = api.symbol_labels(modules)
+    parts, modules = sections(website, root/"nbs"), api.exported_modules()
+    results, names = gallery.Results(out, tuple(parts)), api.symbol_links(modules)
     if results.folder.is_dir(): shutil.copytree(results.folder, stage/"figures", ignore=shutil.ignore_patterns(".*"))
 
     for folder, (title, notebooks) in parts.items():
-        listed = []
+        listed, known = [], names | {nb.stem: f"/{folder}/{nb.name}" for nb in notebooks}
         for nb in notebooks:
             page = nb.relative_to(root/"nbs").with_suffix("").as_posix()
-            write(stage/f"{page}.ipynb", json.dumps(site_notebook(shown_copy(nb, root), page, symbols)))
+            write(stage/f"{page}.ipynb", json.dumps(site_notebook(shown_copy(nb, root), page, known)))
             listed.append((page, *title_and_summary(nb)))
         write(stage/folder/"index.md", gallery.section_page(results, folder, title, listed))
     for paper in results.papers:
         for item in inventory(paper):
             if row := results.row(paper, item.id): write(stage/paper/"figures"/f"{item.id}.md", gallery.item_page(results, item, row, root))
 
-    guide = site_notebook(shown_copy(root/"nbs"/"index.ipynb", root), "guide", symbols)
+    guide = site_notebook(shown_copy(root/"nbs"/"index.ipynb", root), "guide", names)
     guide["cells"][0]["source"] = guide["cells"][0]["source"].replace(f"# {website['title']}", "# Guide", 1)
     for cell in guide["cells"]: to_site_paths(cell, website["repo-url"])
     write(stage/"guide.ipynb", json.dumps(guide))

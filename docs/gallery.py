@@ -13,8 +13,9 @@ SCALES = ("paper", "laptop", "smoke")             # the first that exists is sho
 
 class Results:
     "What figures/ holds: manifest rows, ledger rows and item states, by paper."
-    def __init__(self, out="figures"):
-        self.folder, self.papers = out_folder(out), papers()
+    def __init__(self, out: str = "figures", order: tuple[str, ...] = ()):    # order of folders in the navigation
+        self.folder, titles = out_folder(out), papers()
+        self.papers = {p: titles[p] for p in sorted(titles, key=lambda p: order.index(p) if p in order else len(order))}
         self.rows, self.verdicts, self.states = {}, {}, {}
         for row in read_rows(self.folder/"manifest.json"): self.rows.setdefault((row["paper"], row["id"]), {})[row["scale"]] = row
         for row in sorted(ledger(out), key=lambda r: SCALES.index(r["scale"]) if r["scale"] else 9):
@@ -57,12 +58,12 @@ def page_of(notebook: str) -> str:
     return "/" + notebook.removeprefix("nbs/")
 
 
-def table_head(results: Results, row: dict, rows: int = 5) -> str:
+def table_head(results: Results, row: dict, rows: int = 4) -> str:
     "The first rows of a table, as Markdown."
     text = next((n for n in row["files"] if n.endswith(".md")), None)
     if not text: return ""
     lines = [ln for ln in (results.folder/text).read_text().splitlines() if ln.startswith("|")]
-    return "\n".join(lines[:rows + 2]) + ("\n\n…" if len(lines) > rows + 2 else "")
+    return "\n".join(lines[:rows + 2])
 
 
 def card(results: Results, item, row: dict) -> str:
@@ -123,10 +124,13 @@ def home_page(results: Results, website: dict, start: str, tops: list[str]) -> s
             ":::{div} buttons\n" + button("Guide", "/guide") + button("Start reading", f"/{start}", ":outline:\n") + button("All claims", "/claims", ":outline:\n")
             + ":::\n\n")
     text += tiles(results) if results.papers else "No paper has an overview yet.\n\n"
-    for paper, title in results.papers.items():
+    begun = [p for p in results.papers if results.counts(p)[0]]
+    for paper in begun:
         made, planned, verdicts = results.counts(paper)
         chips = " ".join(chip(v, f"{n} {v}") for v, n in verdicts.items() if n)
-        text += f"## {title}\n\n[Read the notebooks](/{paper}/index.md) · {made} of {planned} figures and tables · {chips}\n\n{gallery(results, paper, 3)}"
+        text += f"## {results.papers[paper]}\n\n[Read the notebooks](/{paper}/index.md) · {made} of {planned} figures and tables · {chips}\n\n{gallery(results, paper, 3)}"
+    planned = [f"- [{title}](/{p}/index.md): {results.counts(p)[1]} figures and tables, {len(claims_of(p))} claims\n" for p, title in results.papers.items() if p not in begun]
+    text += ("## Planned\n\n" + "".join(planned) + "\n") if planned else ""
     return text + toctree(tops, hidden=True)
 
 

@@ -54,10 +54,10 @@ def equations(text: str, prefix: str) -> str:
     return re.sub(r"(?<![\w/])@eq-([\w-]+)", rf"{{eq}}`{prefix}-eq-\1`", text)
 
 
-def symbol_links(text: str, symbols: dict[str, str]) -> str:
-    "Link `name` in back-ticks to its API entry."
-    def link(m): return f"[`{m[1]}`](#{symbols[m[2]]})" if m[2] in symbols else m[0]
-    lines = [ln if ln.startswith("#") else re.sub(r"(?<![\[`\w])`(([A-Za-z_]\w*)(?:\(\))?)`(?![\]`])", link, ln) for ln in text.split("\n")]
+def name_links(text: str, links: dict[str, str]) -> str:
+    "Link a name in back-ticks to its API entry, or to the notebook of that name."
+    def link(m): return f"[`{m[1]}`]({links[m[2]]})" if m[2] in links else m[0]
+    lines = [ln if ln.startswith("#") else re.sub(r"(?<![\[`\w])`((\w+)(?:\(\))?)`(?![\]`])", link, ln) for ln in text.split("\n")]
     return "\n".join(lines)
 
 
@@ -87,7 +87,7 @@ def _plain_outputs(cell) -> list[dict]:
 
 def site_notebook(path: Path,              # a notebook, or an executed copy of it
                   page: str,               # page name, "offline/01_theory"
-                  symbols: dict[str, str], # exported name -> label of its API entry
+                  links: dict[str, str],   # name in back-ticks -> where it leads
                   ) -> dict:               # a notebook that MyST-NB renders
     "Process a notebook for the site; stored outputs are kept, nothing is executed."
     from execnb.nbio import read_nb
@@ -97,7 +97,7 @@ def site_notebook(path: Path,              # a notebook, or an executed copy of 
     for i, cell in enumerate(processor.nb.cells):
         new = dict(cell_type=cell.cell_type, id=f"c{i}", metadata={}, source=cell.source)
         if cell.cell_type == "markdown":
-            def change(text): return symbol_links(equations(callouts(text), prefix), symbols)
+            def change(text): return name_links(equations(callouts(text), prefix), links)
             new["source"] = outside_code(lead(cell.source) if i == 0 else cell.source, change)
         elif cell.cell_type == "code":
             tags = [*cell.metadata.get("tags", []), *quarto_tags(new)]

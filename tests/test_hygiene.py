@@ -65,7 +65,7 @@ def test_one_parameters_cell(path):
     tagged = [c for c in cells(path) if "parameters" in c["metadata"].get("tags", [])]
     assert len(tagged) == 1
     names = [re.fullmatch(r"(\w+): (?:str|int) = \S+\s+# .+", line)[1] for line in source(tagged[0]).strip().splitlines()]
-    assert names == ["scale", "engine", "seeds", "out"]
+    assert names == ["scale", "engine", "rerun", "seeds", "out"]
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=short)
 def test_notebook_is_fit_to_commit(path):

@@ -152,9 +152,9 @@ def test_equation_labels_are_unique_to_the_page():
     assert equations("$$x$$ {#eq-a}\nsee @eq-a, me@eq-a", "p") == "$$x$$ (p-eq-a)\nsee {eq}`p-eq-a`, me@eq-a"
 
 def test_code_is_left_alone():
-    from notebooks import outside_code, symbol_links
+    from notebooks import name_links, outside_code
     text = "`iqm` here\n```\n`iqm` there\n```\n# `iqm`\n[`iqm`](x) `other`"
-    assert outside_code(text, lambda t: symbol_links(t, {"iqm": "api-iqm"})) == text.replace("`iqm` here", "[`iqm`](#api-iqm) here")
+    assert outside_code(text, lambda t: name_links(t, {"iqm": "#api-iqm"})) == text.replace("`iqm` here", "[`iqm`](#api-iqm) here")
 
 def test_cell_options_become_tags():
     from notebooks import quarto_tags
