@@ -21,7 +21,7 @@ from .networks import Params, descend, init_stack, mlp, polyak, unpack
 class TD3Config:
     "Online TD3 (Fujimoto et al., 2018) with LayerNorm in the critic."
     env_id: str = "Hopper-v5"
-    steps: int = 250_000          # environment steps, one gradient update each
+    steps: int = 230_000          # environment steps, one gradient update each
     start_steps: int = 10_000     # uniformly random actions at first
     n_envs: int = 4
     width: int = 64
