@@ -125,40 +125,32 @@ def _download(spec: DatasetSpec) -> None:
                            f"`minari download {spec.name}` (needs `pip install 'minari[hf]'`) and copy the folder to {project_paths().datasets/spec.name}, or use the scale `laptop`.") from e
 
 def _make(spec: DatasetSpec, folder: Path) -> None:
-    "Build or download into a temporary folder, check, seal, move into place."
+    "Build or download into a temporary folder, check, seal, move into place; raises `DatasetError`."
+    from minari import MinariDataset
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=project_paths().datasets, prefix=".making-") as temp, _minari_folder(temp):
         (_build if spec.build else _download)(spec)
-        made = Path(temp)/spec.name
-        _seal(made, spec)
-        os.replace(made, folder)
-
-def _seal(folder: Path, spec: DatasetSpec) -> None:
-    "Check a complete data set folder and write its seal; raises `DatasetError`."
-    from minari import MinariDataset
-    data = MinariDataset(folder/"data")
-    check_episodes(data.iterate_episodes(), data.action_space, spec.name)
-    checksum = content_checksum(data.iterate_episodes())
-    if spec.checksum and checksum != spec.checksum:
-        text = f"{spec.name} has the checksum {checksum}, the registry says {spec.checksum}."
-        if spec.build is None: raise DatasetError(f"{text} The hub's data changed: compare before you trust either.")
-        warnings.warn(f"{text} Another version of a simulator or NumPy rolled it out; runs on it are not bit-identical with recorded ones.", DatasetWarning)
-    atomic_write(folder/SEAL, json.dumps(dict(name=spec.name, checksum=checksum, files=_file_checksums(folder)), indent=1).encode())
+        data = MinariDataset(Path(temp)/spec.name/"data")
+        check_episodes(data.iterate_episodes(), data.action_space, spec.name)
+        checksum = content_checksum(data.iterate_episodes())
+        if spec.checksum and checksum != spec.checksum:
+            text = f"{spec.name} has the checksum {checksum}, the registry says {spec.checksum}."
+            if spec.build is None: raise DatasetError(f"{text} The hub's data changed: compare before you trust either.")
+            warnings.warn(f"{text} Another version of a simulator or NumPy rolled it out; runs on it are not bit-identical with recorded ones.", DatasetWarning)
+        seal = dict(name=spec.name, checksum=checksum, files=_file_checksums(Path(temp)/spec.name))
+        atomic_write(Path(temp)/spec.name/SEAL, json.dumps(seal, indent=1).encode())
+        os.replace(Path(temp)/spec.name, folder)
 
 def load_dataset(name: str) -> "minari.MinariDataset":
     "A registered data set, made on first use; raises `DatasetError`."
     from minari import MinariDataset
     from minari.storage.datasets_root_dir import get_dataset_path
     spec, root = dataset_spec(name), project_paths().datasets
-    folder = root/name
     with file_lock(root/f".{name.replace('/', '-')}.lock"):
-        theirs = None if spec.build else get_dataset_path(name)
-        if _sealed(folder, name) is None:
-            if theirs and (theirs/"data").exists(): return _checked(MinariDataset(theirs/"data"), spec)
-            _make(spec, folder)
-    return MinariDataset(folder/"data")
-
-def _checked(data: "minari.MinariDataset", spec: DatasetSpec) -> "minari.MinariDataset":
-    "A data set from the reader's own Minari folder, checked at each load."
-    check_episodes(data.iterate_episodes(), data.action_space, spec.name)
-    return data
+        if _sealed(root/name, name) is None:
+            if spec.build is None and (theirs := get_dataset_path(name)/"data").exists():   # the reader's own Minari folder
+                data = MinariDataset(theirs)
+                check_episodes(data.iterate_episodes(), data.action_space, name)
+                return data
+            _make(spec, root/name)
+    return MinariDataset(root/name/"data")

@@ -202,9 +202,8 @@ def _row_status(out: Path, row: dict) -> str:
     return "stale" if row["stale"] or _code_changed(row["code_hash"]) else "regenerated"
 
 def _code_changed(hashes: dict[str, str]) -> bool: # training function -> its code hash when it ran
-    from rlpapers.core.record import code_hash, load_function
-    try: return any(code_hash(load_function(function)) != then for function, then in hashes.items())
-    except (ImportError, AttributeError): return True
+    from rlpapers.core.record import code_hash
+    return any(code_hash(function) != then for function, then in hashes.items())
 
 def status(out: str | Path = "figures", paper: str = "") -> list[dict]: # fields paper, id, title, kind, notebook, scale, status, files
     "Every item of the inventories: regenerated, stale, missing or changed files, not regenerated, needs paper scale, planned."

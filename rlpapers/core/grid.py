@@ -26,8 +26,7 @@ def product(config: Any,        # a frozen config
             **axes: list[Any],  # field -> its values
            ) -> list[Any]:
     "Every combination of `axes`, as copies of `config`; raises `UnknownField`."
-    for name in axes:
-        if not hasattr(config, name): raise UnknownField(f"{type(config).__name__} has no field {name!r}.{suggest(name, vars(config))}")
+    for name in axes.keys() - vars(config).keys(): raise UnknownField(f"{type(config).__name__} has no field {name!r}.{suggest(name, vars(config))}")
     return [replace(config, **dict(zip(axes, values))) for values in cartesian(*axes.values())]
 
 # %% ../../nbs/core/05_grid.ipynb #928d7822
@@ -132,9 +131,7 @@ class Progress:
             from tqdm import tqdm
             self.bar, self.show = tqdm(total=total, unit="run", bar_format="{l_bar}{bar}| {n:.1f}/{total} runs [{elapsed}<{remaining}{postfix}]"), self._show_terminal
         else: self.show = self._show_lines
-    def update(self, done: float, note: str = "") -> None:
-        "Show that `done` runs (with fractions) are finished."
-        self.show(done/max(self.total, 1), note)
+    def update(self, done: float, note: str = "") -> None: self.show(done/max(self.total, 1), note)
     def _text(self, fraction: float, note: str) -> str:
         spent = time.perf_counter() - self.start
         left = f", {_clock(spent*(1 - fraction)/fraction)} left" if fraction > 0 else ""
@@ -142,13 +139,10 @@ class Progress:
     def _show_lines(self, fraction, note):
         if int(fraction*10) > int(self.shown*10) or self.shown < 0: print(self._text(fraction, note), file=sys.stderr, flush=True)
         self.shown = max(fraction, self.shown, 0)
-    def _show_terminal(self, fraction, note):
-        self.bar.n = fraction*self.total
-        self.bar.set_postfix_str(note, refresh=True)
+    def _show_terminal(self, fraction, note): self.bar.n = fraction*self.total; self.bar.set_postfix_str(note, refresh=True)
     def _show_notebook(self, fraction, note):
         from IPython.display import display
-        bar = f"|{'█'*int(fraction*20):<20}| {self._text(fraction, note)}"
-        data = {"text/plain": bar}
+        data = {"text/plain": f"|{'█'*int(fraction*20):<20}| {self._text(fraction, note)}"}
         if self.handle is None: self.handle = display(data, raw=True, display_id=True)
         else: self.handle.update(data, raw=True)
     def close(self, summary: str) -> None:
@@ -158,7 +152,7 @@ class Progress:
         else: print(summary, file=sys.stdout if in_notebook() else sys.stderr)
 
 # %% ../../nbs/core/05_grid.ipynb #b34c05a3
-Outcome = tuple[Job, Run | str]
+Outcome = tuple[Job, Run | str]   # a job and its run, or what went wrong
 
 def _run_here(jobs: list[Job], workers: int, retries: int, bar: Progress, **_) -> Iterator[Outcome]:
     "One after the other in this process."
@@ -264,9 +258,8 @@ def run_grid(fn: Callable,              # exported: fn(config, work) -> RunOutpu
         outcomes = ENGINES[name](list(todo.values()), jobs or os.cpu_count(), retries, bar, address=address, cpus=cpus, gpus=gpus) if todo else ()
         for job, outcome in outcomes: (succeeded if isinstance(outcome, Run) else failed)[run_key(fn, job.config)] = outcome
     finally:
-        trained = len(succeeded)
-        text = f"{len(found)} run{'s'*(len(found) != 1)} of {fn.__name__}: {len(found) - len(todo)} from the record"
-        bar.close(text + f", {trained} of {len(todo)} trained in {_clock(time.perf_counter() - start)}"*bool(todo))
+        trained = f", {len(succeeded)} of {len(todo)} trained in {_clock(time.perf_counter() - start)}" if todo else ""
+        bar.close(f"{len(found)} run{'s'*(len(found) != 1)} of {fn.__name__}: {len(found) - len(todo)} from the record{trained}")
     if failed:
         key, error = next(iter(failed.items()))
         raise GridError(f"{len(failed)} of {len(todo)} runs failed, the others are recorded. Log: {todo[key].folder/'log.txt'}\nConfig: {todo[key].config}\n{error}")

@@ -32,20 +32,13 @@ def suggest(name: str,             # what was asked for
 class Paths:
     "The folders of a checkout."
     root: Path
-    @property
-    def nbs(self): return self.root/"nbs"
-    @property
-    def figures(self): return self.root/"figures"
-    @property
-    def published(self): return self.root/"data"/"published"   # cited numbers
-    @property
-    def record(self): return self.root/"data"/"record"         # runs shipped with the project
-    @property
-    def assets(self): return self.root/"data"/"assets"         # small trained policies
-    @property
-    def runs(self): return self.root/"runs"                    # runs made here, not tracked by git
-    @property
-    def datasets(self): return self.runs/"datasets"            # built or downloaded data sets
+    nbs = property(lambda self: self.root/"nbs")
+    figures = property(lambda self: self.root/"figures")
+    published = property(lambda self: self.root/"data"/"published")   # cited numbers
+    record = property(lambda self: self.root/"data"/"record")         # runs shipped with the project
+    assets = property(lambda self: self.root/"data"/"assets")         # small trained policies
+    runs = property(lambda self: self.root/"runs")                    # runs made here, not tracked by git
+    datasets = property(lambda self: self.runs/"datasets")            # built or downloaded data sets
 
 def _is_root(folder: Path) -> bool:
     ini = folder/"settings.ini"

@@ -13,13 +13,11 @@ import ast, hashlib, importlib, inspect, io, json, platform, shutil, time
 from dataclasses import asdict, dataclass, field, is_dataclass
 from functools import cached_property, lru_cache
 from importlib import metadata
-from importlib.util import find_spec
+from importlib.util import find_spec, resolve_name
 from pathlib import Path
-from typing import Any, Callable, Iterator, get_type_hints
-import pandas as pd
-import torch
-from .checkpoint import load_checkpoint, save_checkpoint
+from typing import TYPE_CHECKING, Any, Callable, Iterator, get_type_hints
 from .paths import RLPapersError, atomic_write, file_lock, project_paths
+if TYPE_CHECKING: import pandas as pd, torch   # heavy, and not needed to look things up
 
 class NotExported(RLPapersError): "A training function that other processes cannot import."
 class CorruptRun(RLPapersError): "A recorded run whose files are not what was written."
@@ -28,8 +26,8 @@ class CorruptRun(RLPapersError): "A recorded run whose files are not what was wr
 @dataclass
 class RunOutput:
     "What a training function returns."
-    metrics: pd.DataFrame                                             # one row per measurement; deterministic: no clocks
-    tensors: dict[str, torch.Tensor] = field(default_factory=dict)    # small weights worth keeping
+    metrics: "pd.DataFrame"                                           # one row per measurement; deterministic: no clocks
+    tensors: "dict[str, torch.Tensor]" = field(default_factory=dict)  # small weights worth keeping
 
 class Work:
     "A training function's view of where it runs: resume, save, report. Without a folder nothing is kept."
@@ -42,6 +40,7 @@ class Work:
         return self._before + time.perf_counter() - self._start
     def load(self) -> tuple[int, Any] | None:
         "The newest whole checkpoint as (step, state), or None."
+        from rlpapers.core.checkpoint import load_checkpoint
         saved = load_checkpoint(self.folder) if self.folder else None
         if saved is None: return None
         step, kept = saved
@@ -49,6 +48,7 @@ class Work:
         return step, kept["state"]
     def save(self, step: int, state: Any) -> None:
         "Keep `state`, from which the run can go on after `step` updates."
+        from rlpapers.core.checkpoint import save_checkpoint
         if self.folder: save_checkpoint(self.folder, step, {"elapsed": self.elapsed, "state": state})
     def report(self, done: float, total: float, note: str = "") -> None:
         "Tell the progress bar."
@@ -66,6 +66,7 @@ class LineConfig:
 
 def fit_line(config: LineConfig, work: Work) -> RunOutput:
     "The smallest training function: resumes, saves, reports."
+    import pandas as pd, torch
     from rlpapers.core.rng import counter_generator
     start, (w, rows) = work.load() or (0, (torch.zeros(1), []))
     for step in range(start, config.steps):
@@ -122,7 +123,8 @@ def run_key(fn: Callable, config: Any) -> str:
 @lru_cache(maxsize=None)
 def _definitions(module: str) -> dict[str, ast.stmt]:
     "Top-level statements of a module by the names they bind."
-    spec = find_spec(module)
+    try: spec = find_spec(module)
+    except ModuleNotFoundError: spec = None
     if spec is None or not spec.origin or not spec.origin.endswith(".py"): return {}
     found = {}
     for node in ast.parse(Path(spec.origin).read_text()).body:
@@ -134,10 +136,8 @@ def _definitions(module: str) -> dict[str, ast.stmt]:
 
 def _imported(node: ast.ImportFrom, module: str) -> str:
     "Absolute name of the module that an import statement inside `module` means."
-    if not node.level: return node.module or ""
     package = module if find_spec(module).submodule_search_locations else module.rpartition(".")[0]
-    for _ in range(node.level - 1): package = package.rpartition(".")[0]
-    return f"{package}.{node.module}" if node.module else package
+    return resolve_name("."*node.level + (node.module or ""), package)
 
 def _without_docstrings(node: ast.stmt) -> str:
     "Canonical text of a definition; positions, comments and docstrings do not count."
@@ -165,15 +165,16 @@ def reached_definitions(module: str, name: str) -> dict[tuple[str, str], str]:
         todo += [(_imported(n, where), a.name) for n in inner for a in n.names if _imported(n, where).partition(".")[0] in (ours, "rlpapers")]
     return reached
 
-def code_hash(fn: Callable) -> str:
-    "16 hexadecimal digits over every definition that `fn` reaches."
-    reached = reached_definitions(*function_name(fn).split(":"))
+def code_hash(fn: Callable | str) -> str:
+    "16 hexadecimal digits over every definition that `fn`, or the function of that `function_name`, reaches; empty if it is gone."
+    reached = reached_definitions(*(fn if isinstance(fn, str) else function_name(fn)).split(":"))
+    if not reached: return ""
     return hashlib.sha256(json.dumps(sorted([*k, v] for k, v in reached.items())).encode()).hexdigest()[:16]
 
 # %% ../../nbs/core/04_record.ipynb #66a6ee75
 def machine() -> dict:
     "What a run was made on."
-    import psutil
+    import psutil, torch
     info = Path("/proc/cpuinfo")
     cpu = next((l.split(":", 1)[1].strip() for l in info.read_text().splitlines() if l.startswith("model name")), "") if info.exists() else ""
     return dict(cpu=cpu or platform.processor() or platform.machine(), cores=psutil.cpu_count(), memory_gb=round(psutil.virtual_memory().total/2**30),
@@ -208,11 +209,12 @@ class Run:
             raise CorruptRun(f"{self.folder/name} does not match the checksum in run.json. Delete the folder and run again.")
         return data
     @cached_property
-    def metrics(self) -> pd.DataFrame:
+    def metrics(self) -> "pd.DataFrame":
         "The table that the training function returned; raises `CorruptRun`."
+        import pandas as pd
         return pd.read_parquet(io.BytesIO(self._bytes("metrics")))
     @cached_property
-    def tensors(self) -> dict[str, torch.Tensor]:
+    def tensors(self) -> "dict[str, torch.Tensor]":
         "The tensors that the training function returned; raises `CorruptRun`."
         from safetensors.torch import load
         return load(self._bytes("tensors")) if "tensors" in self.info["files"] else {}
@@ -268,9 +270,7 @@ def recorded_runs(root: Path) -> Iterator[Run]:
     "Every run under `root`, fresh or stale by today's code (a function that is gone counts as stale)."
     for path in sorted(Path(root).glob("*/*/*/run.json")):
         run = read_run(path.parent)
-        try: fresh = run.info["code_hash"] == code_hash(load_function(run.info["function"]))
-        except (ImportError, AttributeError): fresh = False
-        yield Run(run.folder, run.info, "fresh" if fresh else "stale")
+        yield Run(run.folder, run.info, "fresh" if run.info["code_hash"] == code_hash(run.info["function"]) else "stale")
 
 def promote(run: Run,                    # a local run worth shipping
             record: Path | None = None,  # default: data/record/

@@ -1,0 +1,66 @@
+"""The command line: stable JSON, suggestions, exit status, and sentences instead of tracebacks."""
+import json, subprocess, sys
+
+import pytest
+from typer.testing import CliRunner
+
+from rlpapers.core.cli import app, experiment_notebooks, main
+from rlpapers.core.paths import project_paths
+
+
+def call(*args): return CliRunner().invoke(app, list(args))
+
+
+def test_list_and_claims_have_stable_fields():
+    rows = json.loads(call("list", "--json").output)
+    assert all(list(r) == ["paper", "id", "title", "kind", "notebook", "scale", "status", "files"] for r in rows)
+    assert {"F1a", "T1", "F2b"} <= {r["id"] for r in rows if r["paper"] == "offline"}
+    rows = json.loads(call("claims", "--json").output)
+    assert all(list(r) == ["paper", "claim", "statement", "verdict", "scale", "evidence"] for r in rows)
+
+
+@pytest.mark.parametrize("args, hint", [(["list", "offlin"], "offline"), (["claims", "pome"], "poem"), (["reproduce", "--scale", "smok"], "smoke"), (["reproduce", "--engine", "loacl"], "local"),
+                                        (["reproduce", "--rerun", "stael"], "stale"), (["lst"], "list"), (["audit", "--cheepest"], "--cheapest")])
+def test_wrong_names_get_suggestions(args, hint):
+    result = call(*args)
+    assert result.exit_code == 2 and hint in result.output and "Traceback" not in result.output
+
+
+@pytest.mark.parametrize("command", ["list", "claims", "reproduce", "audit", "promote", "site", "doctor"])
+def test_help_teaches(command):
+    result = call(command, "--help")
+    assert result.exit_code == 0 and len(result.output.split()) > 12
+
+
+def test_our_errors_are_sentences(tmp_path):
+    "Outside a checkout and with a package that is not in one, the command says what to do."
+    code = "import rlpapers.core.cli as c, rlpapers.core.paths as p, sys; p._is_root = lambda f: False; sys.argv = ['rlpapers', 'list']; c.main()"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.startswith("Error: No rlpapers checkout") and "Traceback" not in done.stderr
+
+
+def test_doctor_names_what_is_missing(monkeypatch):
+    import shutil
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    output = call("doctor").output
+    assert "chromium" in output and "apt-get install chromium" in output and "mujoco/hopper/medium-v0" in output
+
+
+def test_a_failing_notebook_sets_the_exit_status(monkeypatch, tmp_path):
+    import nbformat
+    from nbformat.v4 import new_code_cell, new_notebook
+    from rlpapers.core import cli
+    source = "scale: str = ''\nengine: str = ''\nrerun: str = ''\nseeds: int = 0\nout: str = ''"
+    paths = [tmp_path/"bad.ipynb", tmp_path/"good.ipynb"]
+    for path, cell in zip(paths, ("1/0", "1")):
+        nbformat.write(new_notebook(cells=[new_code_cell(source, metadata={"tags": ["parameters"]}), new_code_cell(cell)]), path)
+    monkeypatch.setattr(cli, "experiment_notebooks", lambda names: paths)
+    result = call("reproduce", "--scale", "smoke", "--out", str(tmp_path/"out"))
+    assert result.exit_code == 1 and "FAILED" in result.output and "ZeroDivisionError" in result.output and "1 of 2 notebooks ok" in result.output
+
+
+def test_every_experiment_notebook_takes_our_parameters():
+    from rlpapers.core.claims import papers
+    from rlpapers.core.notebooks import notebook_parameters
+    found = experiment_notebooks(list(papers()))
+    assert found and all(notebook_parameters(path) == dict(scale=str, engine=str, rerun=str, seeds=int, out=str) for path in found)
