@@ -93,6 +93,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT/"_docs", help="folder for the site")
     parser.add_argument("--stage", type=Path, default=ROOT/"_proc"/"sphinx", help="folder for the pages that Sphinx reads; emptied")
     args = parser.parse_args()
+    link, text = ROOT/"nbs"/"_quarto.yml", (ROOT/"_quarto.yml").read_text()
+    if link.read_text() != text: link.write_text(text)         # where a checkout turns the link into a text file
     warnings = build(args.out, args.stage)
     print(f"{args.out}/index.html" + (f" ({warnings} warnings)" if warnings else ""))
 
