@@ -20,7 +20,7 @@ def smooth(frame: pd.DataFrame,   # variant, seed, update, score
     return wide.rolling(window, min_periods=1).mean()
 
 # %% ../../nbs/offline/05_curves.ipynb #fc9b3718
-def plateau(frame: pd.DataFrame, variant: str, last: int = 10,  # evaluations
+def plateau(frame: pd.DataFrame, variant: str, last: int = 5,  # evaluations
            ) -> float:
     "Mean score of a variant over its last evaluations and all seeds."
     part = frame[frame.variant == variant]
@@ -61,7 +61,7 @@ def drop_after_switch(frame: pd.DataFrame, switch: int, within: int,  # updates 
     return pd.DataFrame(rows)
 
 
-def late_dips(frame: pd.DataFrame, last: int = 10) -> pd.DataFrame:  # variant, seed, std, final
+def late_dips(frame: pd.DataFrame, last: int = 5) -> pd.DataFrame:  # variant, seed, std, final
     "Standard deviation and mean of each run's last evaluations: how restless training still is."
     wide = frame.pivot(index="update", columns=["variant", "seed"], values="score").tail(last)
     return pd.DataFrame(dict(std=wide.std(), final=wide.mean())).reset_index()
