@@ -8,7 +8,7 @@ from hypothesis import given, settings, strategies as st
 
 from rlpapers.core.datasets import content_checksum, dataset_spec
 from rlpapers.core.record import Work
-from rlpapers.offline.data import RECORDINGS, TAILS, MissingPolicy, Transitions, UnknownTail, load_policy, record_episodes, returns_to_go
+from rlpapers.offline.data import RECORDINGS, MissingPolicy, Transitions, UnknownTail, load_policy, record_episodes, returns_to_go
 from rlpapers.offline.td3bc import VARIANTS, TD3BCConfig, UnknownVariant, create_learner, step, train_td3bc
 
 

@@ -9,7 +9,7 @@ __all__ = ['TAILS', 'D4RL_SCORES', 'RECORDINGS', 'Transitions', 'EmptyDataset', 
 
 # %% ../../nbs/offline/02_data.ipynb #6f7592c1
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
