@@ -98,7 +98,7 @@ def test_unknown_variant_and_tail_name_the_alternatives():
     with pytest.raises(MissingPolicy, match="pendulum-medium"): load_policy("pendulum-mediun")
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30, deadline=None, derandomize=True)
 @given(st.integers(1, 200), st.integers(0, 10_000), st.floats(0, .999), st.sampled_from(("finite", "repeat_last")))
 def test_returns_obey_bellman_and_ignore_other_episodes(n, seed, gamma, tail):
     data = synthetic(n, seed)
@@ -123,3 +123,20 @@ def test_registered_data_sets_have_checksums_and_references(name):
     spec = dataset_spec(name)
     assert len(spec.checksum) == 16 and spec.rows > 0 and spec.ref_min_score < spec.ref_max_score
     assert TD3BCConfig(dataset=name).inputs() == {name: spec.checksum}
+
+
+def test_levels_do_not_depend_on_the_order_of_rows_and_scale_with_time():
+    import pandas as pd
+    from rlpapers.offline.curves import level_table
+    g = np.random.default_rng(0)
+    speed = {"none": 1., "actor-only": .5, "actor+critic": 2.}
+    frame = pd.DataFrame([dict(variant=v, seed=s, update=u, score=20 + 60 * min(k * u / 1000, 1) + g.normal() - (v == "actor-only") * 5)
+                          for v, k in speed.items() for s in range(5) for u in range(0, 2001, 50)])
+    table = level_table(frame, switch=50)
+    shuffled = level_table(pd.concat([frame[frame.variant == v].sample(frac=1, random_state=0) for v in speed]), switch=50)
+    pd.testing.assert_frame_equal(table, shuffled)
+    slow = level_table(frame.assign(update=frame["update"] * 10), switch=500)
+    np.testing.assert_allclose(slow.updates, table.updates * 10)
+    np.testing.assert_allclose(slow.speedup, table.speedup)
+    both = table.set_index("variant").loc["actor+critic"]
+    assert 1.5 < both.speedup < 2.5 and both.speedup_low <= both.speedup <= both.speedup_high
