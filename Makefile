@@ -27,8 +27,10 @@ $(READY): requirements.lock pyproject.toml
 	@touch $@
 
 reproduce: $(READY) ## regenerate every figure and table, then train one run per paper again and compare
-	@$(BIN)/rlpapers reproduce $(PAPER) --scale $(SCALE) --jobs $(JOBS) $(if $(FRESH),--fresh)
-	@$(BIN)/rlpapers audit $(PAPER) --cheapest
+	@status=0; \
+	$(BIN)/rlpapers reproduce $(PAPER) --scale $(SCALE) --jobs $(JOBS) $(if $(FRESH),--fresh) || status=$$?; \
+	$(BIN)/rlpapers audit $(PAPER) --cheapest || status=$$?; \
+	exit $$status
 
 test: $(READY) ## all three rings: cells of the teaching notebooks, pytest, experiment notebooks at smoke scale
 	@$(MAKE) --no-print-directory --keep-going test-notebooks test-python

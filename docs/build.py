@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import yaml
@@ -75,27 +76,30 @@ def to_site_paths(cell: dict, repo: str) -> None:
         if "text/markdown" in output.get("data", {}): output["data"]["text/markdown"] = change(output["data"]["text/markdown"])
 
 
-def build(out: Path, stage: Path) -> int:
-    "Stage and render; returns the number of Sphinx's warnings, raises on errors."
+def build(out: Path) -> int:
+    "Stage and render, then replace `out`; returns the number of Sphinx's warnings, raises on errors and leaves the old site then."
     from sphinx.application import Sphinx
     from sphinx.util.docutils import docutils_namespace
-    shutil.rmtree(stage, ignore_errors=True)
-    stage_pages(stage/"pages")
-    with docutils_namespace():
-        app = Sphinx(stage/"pages", ROOT/"docs", out, stage/"doctrees", "html", status=None, warning=sys.stderr, freshenv=True)
+    if out.exists() and any(out.iterdir()) and not (out/"searchindex.js").exists():
+        raise SystemExit(f"{out} holds something that is not a site of ours. Empty it, or choose another folder with --out.")
+    with tempfile.TemporaryDirectory() as folder, docutils_namespace():
+        stage = Path(folder)
+        stage_pages(stage/"pages")
+        app = Sphinx(stage/"pages", ROOT/"docs", stage/"html", stage/"doctrees", "html", status=None, warning=sys.stderr, freshenv=True)
         app.build(force_all=True)
-    if app.statuscode: raise SystemExit(f"Sphinx failed with status {app.statuscode}")
+        if app.statuscode: raise SystemExit(f"Sphinx failed with status {app.statuscode}")
+        shutil.rmtree(out, ignore_errors=True)
+        shutil.move(stage/"html", out)
     return app._warncount
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=ROOT/"_docs", help="folder for the site")
-    parser.add_argument("--stage", type=Path, default=ROOT/"_proc"/"sphinx", help="folder for the pages that Sphinx reads; emptied")
+    parser.add_argument("--out", type=Path, default=ROOT/"_docs", help="folder for the site; what an earlier build left there is replaced")
     args = parser.parse_args()
     link, text = ROOT/"nbs"/"_quarto.yml", (ROOT/"_quarto.yml").read_text()
     if link.read_text() != text: link.write_text(text)         # where a checkout turns the link into a text file
-    warnings = build(args.out, args.stage)
+    warnings = build(args.out)
     print(f"{args.out}/index.html" + (f" ({warnings} warnings)" if warnings else ""))
 
 

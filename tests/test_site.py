@@ -16,7 +16,7 @@ pytestmark = pytest.mark.xdist_group("site")          # one worker builds the si
 def site(tmp_path_factory):
     "The finished site, with what the build said in build.log."
     folder = tmp_path_factory.mktemp("site")
-    run = subprocess.run([sys.executable, ROOT/"docs"/"build.py", "--out", folder/"html", "--stage", folder/"stage"], capture_output=True, text=True)
+    run = subprocess.run([sys.executable, ROOT/"docs"/"build.py", "--out", folder/"html"], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     (folder/"build.log").write_text(run.stderr)
     return folder/"html"
@@ -138,6 +138,12 @@ def test_search_finds(page, address):
 
 def test_nothing_went_wrong_in_the_browser(crawl, page):
     assert not page.faults
+
+def test_build_spares_other_folders(tmp_path):
+    from build import build
+    (tmp_path/"precious.txt").write_text("mine")
+    with pytest.raises(SystemExit, match="not a site of ours"): build(tmp_path)
+    assert (tmp_path/"precious.txt").exists()
 
 # ---- from Quarto's Markdown to MyST's
 
