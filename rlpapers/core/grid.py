@@ -196,7 +196,9 @@ def _ray_task(function: str, values: dict, expected_code: str) -> tuple:
     folder = work_folder(project_paths().runs, fn, config)
     with file_lock(folder.parent/"work.lock"), single_thread():
         work = Work(folder)
-        return fn(config, work), work.elapsed, machine()
+        output = fn(config, work)
+        shutil.rmtree(folder, ignore_errors=True)
+        return output, work.elapsed, machine()
 
 def _run_ray(jobs: list[Job], workers: int, retries: int, bar: Progress, address: str, cpus: float, gpus: float) -> Iterator[Outcome]:
     "On a Ray cluster; a lost node costs nothing but the steps since the last checkpoint."
