@@ -159,18 +159,20 @@ def item_page(results: Results, item, row: dict, root: Path) -> str:
     paper = row["paper"]
     shown = f"![{item.title}]({picture(row)})\n" if picture(row) else f":::{{div}} table-full\n{table_head(results, row, 10**6)}\n:::\n"
     text = f"# {item.id}: {item.title}\n\n{shown}\n{row['caption']}\n\nMade by [{row['notebook']}]({page_of(row['notebook'])}).\n\n"
-    if results.state(paper, item.id) != "regenerated": text += f":::{{warning}}\nState: {results.state(paper, item.id)}.\n:::\n\n"
+    if (state := results.state(paper, item.id)) != "regenerated":
+        remedy = f"The code changed after these runs; `rlpapers reproduce {paper} --rerun stale` trains them again." if state == "stale" else ""
+        text += f":::{{admonition}} {state.capitalize()}\n:class: warning\n{remedy}\n:::\n\n"
     for c in item.claims:
         r = results.verdicts[paper, c]
         text += f"{chip(r['verdict'], c + ' ' + r['verdict'])} {r['statement']}\n: {r['evidence']}\n\n"
-    text += f"## Make it again\n\n```sh\n{commands(row)}\n```\n\n## Provenance\n\n| what | |\n|---|---|\n"
+    text += f"## Make it again\n\n```sh\n{commands(row)}\n```\n\n## Provenance\n\n| fact | value |\n|---|---|\n"
     packages = ", ".join(f"{k} {v}" for k, v in sorted(row["packages"].items()))
     facts = {"scale": row["scale"], "seeds": ", ".join(map(str, row["seeds"])) or "no training", "steps": row.get("steps", ""),
              "interval": row.get("interval", ""), "wall time of the runs": f"{row['wall_time_s']:,.0f} s", "machine": "; ".join(row["machine"]),
              "code": ", ".join(f"`{f}` {h[:12]}" for f, h in row["code_hash"].items()), "packages": packages}
     text += "".join(f"| {k} | {v} |\n" for k, v in facts.items() if v) + "\n"
     text += f"{len(row['run_keys'])} recorded runs\n\n" if row["run_keys"] else ""
-    text += "".join(run_details(root, paper, key) for key in row["run_keys"])
+    text += run_details(root, paper, row["run_keys"])
     text += "## Files\n\n| file | SHA-256 |\n|---|---|\n"
     text += "".join(f"| {{download}}`{Path(n).name} </figures/{n}>` | `{h[:16]}…` |\n" for n, h in sorted(row["files"].items()))
     for scale, other in results.rows[paper, item.id].items():
@@ -178,10 +180,20 @@ def item_page(results: Results, item, row: dict, root: Path) -> str:
     return text
 
 
-def run_details(root: Path, paper: str, key: str) -> str:
-    "The configuration of a run, folded; its key alone where its record is not here."
-    file = next(iter(sorted((root/"data"/"record"/paper).glob(f"*/{key}/run.json")) + sorted((root/"runs").glob(f"**/{paper}/*/{key}/run.json"))), None)
-    if file is None: return f"- `{key}`\n\n"
-    info = json.loads(file.read_text())
-    shown = json.dumps({k: info[k] for k in ("function", "config", "wall_time_s", "machine") if k in info}, indent=1)
-    return f"````{{dropdown}} {key}\n```json\n{shown}\n```\n````\n"
+def run_info(root: Path, paper: str, key: str) -> dict:
+    "What run.json says of a run; {} where its record is not here."
+    found = [*(root/"data"/"record"/paper).glob(f"*/{key}/run.json"), *(root/"runs"/paper).glob(f"*/{key}/run.json")]
+    return json.loads(found[0].read_text()) if found else {}
+
+
+def run_details(root: Path, paper: str, keys: list[str]) -> str:
+    "The runs of a figure: what tells each from the others, and its whole configuration, folded."
+    infos = {key: run_info(root, paper, key) for key in keys}
+    configs = [i.get("config", {}) for i in infos.values()]
+    differ = [f for f in configs[0] if len({json.dumps(c.get(f)) for c in configs}) > 1] if configs else []
+    text = ""
+    for key, info in infos.items():
+        name = ", ".join(f"{f}={info['config'][f]}" for f in differ if f in info.get("config", {}))
+        shown = json.dumps({k: info[k] for k in ("function", "config", "wall_time_s", "machine") if k in info}, indent=1)
+        text += f"````{{dropdown}} {name or key}\n`{key}`\n\n```json\n{shown}\n```\n````\n" if info else f"- `{key}`: its record is not here\n\n"
+    return text
