@@ -4,8 +4,7 @@ import json, subprocess, sys
 import pytest
 from typer.testing import CliRunner
 
-from rlpapers.core.cli import app, experiment_notebooks, main
-from rlpapers.core.paths import project_paths
+from rlpapers.core.cli import app, experiment_notebooks
 
 
 def call(*args): return CliRunner().invoke(app, list(args))

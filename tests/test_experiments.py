@@ -1,5 +1,4 @@
 """Ring three: every experiment notebook through papermill at smoke scale, trained from nothing."""
-import json, time
 
 import pytest
 

@@ -1,5 +1,5 @@
 """Grids on bad days: dead workers, interrupted and killed drivers, two drivers, a lost cluster node."""
-import json, os, signal, subprocess, sys, textwrap, time
+import json, signal, subprocess, sys, textwrap, time
 from pathlib import Path
 
 import pandas as pd

@@ -1,12 +1,10 @@
 """The papermill driver: every way a notebook can fail has its name, and none stops the others."""
-import os, signal, subprocess, time
-from pathlib import Path
+import os, time
 
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
-from rlpapers.core import notebooks
 from rlpapers.core.notebooks import ParameterError, check_parameters, missing_outputs, run_notebook, run_notebooks
 
 PARAMETERS = 'scale: str = "laptop"   # smoke, laptop or paper\nout: str = "figures"'

@@ -1,5 +1,5 @@
 """The record: keys, staleness, concurrent writers, damage."""
-import importlib, json, multiprocessing as mp, sys, textwrap
+import importlib, json, multiprocessing as mp, sys
 
 import pandas as pd
 import pytest

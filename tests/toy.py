@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from rlpapers.core.record import LineConfig, RunOutput, Work, fit_line
+from rlpapers.core.record import LineConfig, RunOutput, Work
 
 
 @dataclass(frozen=True)

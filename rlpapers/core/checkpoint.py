@@ -83,7 +83,7 @@ def load_checkpoint(folder: Path) -> tuple[int, Any] | None:
     paths, damaged = _checkpoints(folder), []
     for path in paths:
         try: saved = decode(path.read_bytes(), str(path))
-        except (CorruptCheckpoint, SafetensorError, OSError) as e: damaged.append(path); continue
+        except (CorruptCheckpoint, SafetensorError, OSError): damaged.append(path); continue
         if damaged: warnings.warn(f"Passed over {', '.join(map(str, damaged))} (damaged); going on from {path}.", CheckpointWarning)
         return saved["step"], saved["state"]
     if damaged: raise CorruptCheckpoint(f"Every checkpoint in {folder} is damaged: {', '.join(p.name for p in damaged)}. Delete the folder to start this run again.")

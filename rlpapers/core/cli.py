@@ -7,7 +7,7 @@ __all__ = ['app', 'Papers', 'AsJson', 'ScaleOption', 'Out', 'list_items', 'claim
            'promote', 'site', 'doctor', 'main']
 
 # %% ../../nbs/core/21_cli.ipynb #b146e574
-import json, os, random, shutil, sys
+import json, random, shutil, sys
 from pathlib import Path
 from typing import Annotated, Optional
 import typer

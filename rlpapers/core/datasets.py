@@ -7,7 +7,7 @@ __all__ = ['SEAL', 'DatasetError', 'DatasetWarning', 'DatasetSpec', 'register_da
            'check_episodes', 'content_checksum', 'load_dataset']
 
 # %% ../../nbs/core/09_datasets.ipynb #cf16c177
-import hashlib, json, os, shutil, tempfile, warnings
+import hashlib, json, os, tempfile, warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
@@ -141,7 +141,7 @@ def _make(spec: DatasetSpec, folder: Path) -> None:
         atomic_write(Path(temp)/spec.name/SEAL, json.dumps(seal, indent=1).encode())
         os.replace(Path(temp)/spec.name, folder)
 
-def load_dataset(name: str) -> "minari.MinariDataset":
+def load_dataset(name: str):  # minari.MinariDataset
     "A registered data set, made on first use; raises `DatasetError`."
     from minari import MinariDataset
     from minari.storage.datasets_root_dir import get_dataset_path

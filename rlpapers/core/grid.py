@@ -293,7 +293,6 @@ def compare_metrics(recorded: pd.DataFrame, repeated: pd.DataFrame) -> tuple[str
 def audit_run(run: Run, engine: str = "local") -> Audit:
     "Train a recorded run again in a temporary folder and compare every metric row."
     import tempfile
-    from rlpapers.core.record import packages
     fn, start = load_function(run.info["function"]), time.perf_counter()
     with tempfile.TemporaryDirectory() as temp:
         again = run_grid(fn, [run.config], engine=engine, root=Path(temp))[0]

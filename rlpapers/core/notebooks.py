@@ -7,7 +7,7 @@ __all__ = ['ParameterError', 'notebook_parameters', 'check_parameters', 'missing
            'run_notebooks']
 
 # %% ../../nbs/core/20_notebooks.ipynb #6d98dae8
-import ast, json, os, re, signal, subprocess, sys, tempfile, time
+import ast, json, os, signal, subprocess, sys, tempfile, time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path

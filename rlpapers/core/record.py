@@ -9,7 +9,7 @@ __all__ = ['PACKAGES', 'NotExported', 'CorruptRun', 'RunOutput', 'Work', 'LineCo
            'find_run', 'recorded_runs', 'promote']
 
 # %% ../../nbs/core/04_record.ipynb #e6cce8ad
-import ast, hashlib, importlib, inspect, io, json, platform, shutil, time
+import ast, hashlib, importlib, inspect, io, json, platform, time
 from dataclasses import asdict, dataclass, field, is_dataclass
 from functools import cached_property, lru_cache
 from importlib import metadata
