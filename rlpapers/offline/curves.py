@@ -49,16 +49,17 @@ def first_at(curves: np.ndarray,   # (..., U) smoothed scores
 
 def level_table(frame: pd.DataFrame, switch: int,  # last pre-training update
                 share: float = .9, window: int = 3, last: int = 5) -> pd.DataFrame:  # one row for each variant
-    "Updates to `share` of the way from cloning to plain TD3+BC's plateau, and the speed-up, with bootstrap intervals."
+    "Updates to `share` of the way from cloning to the plateau, and the speed-up against `none`, with bootstrap intervals."
     from rlpapers.core.stats import bootstrap_interval
     variants, seeds, updates = list(dict.fromkeys(frame.variant)), sorted(frame.seed.unique()), np.sort(frame["update"].unique())
     wide = frame.set_index(["variant", "seed", "update"]).score.unstack("update")
     scores = np.stack([wide.loc[v].loc[seeds].to_numpy() for v in variants])             # (V, S, U)
     before, none, alone = np.searchsorted(updates, switch, "right") - 1, variants.index("none"), variants.index("actor-only")
+    top = [i for i, v in enumerate(variants) if v in ("none", "actor+critic")]
 
     def read(draw):                                                                      # (reps, S) seeds -> level, updates, reached
         mean = scores[:, draw].mean(2).swapaxes(0, 1)                                    # (reps, V, U)
-        low, high = mean[:, alone, before], mean[:, none, -last:].mean(-1)
+        low, high = mean[:, alone, before], mean[:, top, -last:].mean(-1).max(1)
         level = np.where(high > low, low + share * (high - low), np.nan)
         trail = pd.DataFrame(mean.reshape(-1, len(updates)).T).rolling(window, min_periods=1).mean().T.to_numpy().reshape(mean.shape)
         return level, *first_at(trail, np.repeat(level[:, None], len(variants), 1), updates)
