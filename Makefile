@@ -6,7 +6,7 @@ SHELL := /bin/bash
 
 PAPER ?=#        one or more papers, e.g. PAPER=offline; empty = all
 SCALE ?= laptop# smoke, laptop or paper
-JOBS  ?= 2#      runs at once
+JOBS  ?= 2#      notebooks at once; each trains on all cores
 FRESH ?=#        FRESH=1 trains everything again instead of reading the record
 
 PYTHON ?= $(shell for p in python3 python3.11 python3.12; do $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null && echo $$p && break; done)
@@ -21,7 +21,7 @@ help: ## this list
 $(READY): requirements.lock pyproject.toml
 	@[ -n "$(PYTHON)" ] || { echo "rlpapers needs Python 3.11 or 3.12 (python3 is $$(python3 -V 2>&1)). Name one: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@echo "Setting up .venv with $$($(PYTHON) -V): a few minutes, once"
-	@[ -x $(BIN)/python ] || $(PYTHON) -m venv .venv || { rm -rf .venv; echo "python3 -m venv failed: install your system's venv package (Debian: apt-get install python3-venv)" >&2; exit 1; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv || { rm -rf .venv; echo "python3 -m venv failed: install your system's venv package (Debian: apt-get install python3-venv)" >&2; exit 1; }
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -r requirements.lock
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@

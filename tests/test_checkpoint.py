@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rlpapers.core.checkpoint import CheckpointWarning, CorruptCheckpoint, decode, encode, load_checkpoint, save_checkpoint
-from rlpapers.core.grid import train_one
+from rlpapers.core.grid import Job, train_one
 from rlpapers.core.record import LineConfig, fit_line
 
 
@@ -52,12 +52,12 @@ def test_killed_writer_leaves_a_good_state(tmp_path, block):
 def test_killed_run_resumes_bit_identically(tmp_path):
     "A run that is killed again and again ends with the bytes of one that is not."
     config = LineConfig(steps=2500, save_every=25)
-    whole = train_one(fit_line, config, tmp_path/"whole")
+    whole = train_one(Job(fit_line, config, tmp_path/"whole"))
     rng, kills, status = random.Random(0), 0, 9
     while kills < 40 and not os.WIFEXITED(status):
-        status = kill_after(forked(lambda: train_one(fit_line, config, tmp_path/"killed")), rng.uniform(.02, .2))
+        status = kill_after(forked(lambda: train_one(Job(fit_line, config, tmp_path/"killed"))), rng.uniform(.02, .2))
         kills += os.WIFSIGNALED(status)
-    killed = train_one(fit_line, config, tmp_path/"killed")          # resumes what is left
+    killed = train_one(Job(fit_line, config, tmp_path/"killed"))          # resumes what is left
     assert kills >= 10, kills
     assert killed.info["files"] == whole.info["files"]               # names and SHA-256 of metrics and tensors
 
@@ -110,6 +110,9 @@ def test_no_pickle_anywhere():
     class Payload:
         def __reduce__(self): return (os.system, ("true",))
     with pytest.raises(TypeError, match=r"state\['x'\]\[0\]"): encode({"x": [Payload()]})
+    for odd in (np.array(["a"]), np.array([object()]), torch.eye(2).to_sparse()):
+        with pytest.raises(TypeError, match=r"state\['x'\]"): encode({"x": odd})
+    assert decode(encode(np.array([1, 256], ">i4"))).tolist() == [1, 256]                  # big-endian
     with pytest.raises(CorruptCheckpoint): decode(pickle.dumps({"w": 1}))
     from pathlib import Path
     import rlpapers

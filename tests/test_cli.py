@@ -63,3 +63,28 @@ def test_every_experiment_notebook_takes_our_parameters():
     from rlpapers.core.notebooks import notebook_parameters
     found = experiment_notebooks(list(papers()))
     assert found and all(notebook_parameters(path) == dict(scale=str, engine=str, rerun=str, seeds=int, out=str) for path in found)
+
+
+def test_promote_keeps_what_is_good(monkeypatch, tmp_path):
+    "A stale local run never replaces a recorded one, a missing manifest drops nothing, unused runs go."
+    import json as js
+    from rlpapers.core import claims, cli, record
+    from rlpapers.core.paths import Paths
+    from rlpapers.core.record import LineConfig, Work, fit_line, read_run, write_run
+    (tmp_path/"figures").mkdir()
+    monkeypatch.setattr(cli, "project_paths", lambda: Paths(tmp_path))
+    monkeypatch.setattr(record, "project_paths", lambda: Paths(tmp_path))
+    monkeypatch.setattr(cli, "papers", lambda: {"core": "The core"})
+    monkeypatch.setattr(cli, "out_folder", lambda out: tmp_path/out)
+    make = lambda root, config: write_run(root, fit_line, config, fit_line(config, Work()), 1.)
+    shipped, unused = make(Paths(tmp_path).record, LineConfig(steps=5)), make(Paths(tmp_path).record, LineConfig(steps=6))
+    stale = make(Paths(tmp_path).runs, LineConfig(steps=5))
+    (stale.folder/"run.json").write_text(js.dumps(stale.info | {"code_hash": "0"*16}))
+    new = make(Paths(tmp_path).runs, LineConfig(steps=7))
+    result = call("promote", "--out", "figurse")
+    assert result.exit_code != 0 and "--out" in str(result.exception) and read_run(unused.folder)
+    claims.put_row(tmp_path/"figures"/"manifest.json", dict(paper="core", id="Z", scale="smoke", run_keys=[shipped.key]), ("paper", "id", "scale"))
+    claims.put_row(tmp_path/"figures"/"claims.json", dict(paper="core", claim="C", scale="smoke", run_keys=[new.key]), ("paper", "claim", "scale"))
+    assert call("promote").exit_code == 0
+    kept = {p.parent.name: js.loads(p.read_text()) for p in Paths(tmp_path).record.glob("*/*/*/run.json")}
+    assert set(kept) == {shipped.key, new.key} and kept[shipped.key]["code_hash"] == shipped.info["code_hash"]

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 import toy
-from rlpapers.core.grid import GridError, Runs, audit_run, product, run_grid, train_one
+from rlpapers.core.grid import GridError, Job, Runs, audit_run, product, run_grid, train_one
 from rlpapers.core.record import LineConfig, RunOutput, Work, find_run, fit_line, write_run
 
 HERE = Path(__file__).parent
@@ -110,13 +110,42 @@ def test_rerun_rules(tmp_path):
 
 
 def test_audit_finds_a_changed_number(tmp_path):
-    run = train_one(fit_line, LineConfig(steps=30), tmp_path)
-    assert audit_run(run).verdict == "identical"
-    forged = run.metrics.copy()
-    forged.loc[17, "slope"] *= 1.001
-    forged_run = write_run(tmp_path, fit_line, LineConfig(steps=30), RunOutput(forged, run.tensors), 1., run.info["machine"])
-    audit = audit_run(forged_run)
-    assert audit.verdict == "differs" and "row 17" in audit.detail and not audit.passed
+    run = train_one(Job(fit_line, LineConfig(steps=30), tmp_path))
+    assert audit_run(run, "here").verdict == "identical"
+    here = run.info["machine"]
+    def forge(metrics, tensors=run.tensors, where=here): return write_run(tmp_path, fit_line, LineConfig(steps=30), RunOutput(metrics, tensors), 1., where)
+    shifted = run.metrics.copy()
+    shifted.loc[17, "slope"] *= 1.001
+    audit = audit_run(forge(shifted), "here")
+    assert audit.verdict == "differs" and "row 17" in audit.detail
+    assert audit_run(forge(run.metrics, {"w": run.tensors["w"] + 1}), "here").verdict == "differs"
+    elsewhere = here | {"cpu": "another maker's"}
+    assert audit_run(forge(shifted, where=elsewhere), "here").verdict == "not comparable"          # rounding may explain a drift
+    for nonsense in (run.metrics.assign(slope=123.), run.metrics.head(3), run.metrics.iloc[:0], run.metrics.assign(slope=float("nan")), run.metrics.astype({"seed": str})):
+        assert audit_run(forge(nonsense, where=elsewhere), "here").verdict == "differs"            # but nothing else
+
+
+def test_interrupted_rerun_of_a_stale_run_resumes(tmp_path):
+    config = toy.SlowConfig(steps=40, trace=str(tmp_path))
+    run = write_run(tmp_path/"runs", toy.slow_fit, config, RunOutput(pd.DataFrame({"value": [1]})), 1.)
+    (run.folder/"run.json").write_text(json.dumps(run.info | {"code_hash": "0"*16}))
+    process = driver(tmp_path, steps=40, seeds=1, extra=", rerun='stale'")
+    wait_until(lambda: (tmp_path/"0.starts").exists())
+    time.sleep(.5)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    assert find_run(toy.slow_fit, config, (tmp_path/"runs",)).status == "stale"                     # the old one is still there
+    runs = run_grid(toy.slow_fit, [config], engine="here", root=tmp_path/"runs", rerun="stale")
+    assert runs[0].status == "fresh" and [step for _, step in starts(tmp_path, 0)][1] > 0
+
+
+def test_odd_grids(tmp_path, monkeypatch):
+    assert len(run_grid(fit_line, [], engine="here", root=tmp_path).frame()) == 0
+    twice = run_grid(fit_line, [LineConfig(steps=5)]*2, engine="here", root=tmp_path, jobs=-1)
+    assert len(twice) == 2 and twice.keys[0] == twice.keys[1]
+    (tmp_path/"queue.py").write_text("raise SystemExit(1)")                                          # must not shadow the standard library in workers
+    monkeypatch.chdir(tmp_path)
+    assert len(run_grid(fit_line, [LineConfig(steps=6)], root=tmp_path)) == 1
 
 
 def test_terminal_bar_counts_in_steps_of_ten(tmp_path):

@@ -47,6 +47,29 @@ def test_code_hash_follows_what_the_function_reaches(package, name, old, new, st
     assert (hash_now() != edit(name, old, new)) == stale
 
 
+def test_canonical_tree_is_the_same_in_every_python():
+    "Pinned, because ast.unparse and ast.dump differ between 3.11 and 3.12."
+    import ast, hashlib
+    text = "@deco\nclass A(B):\n  'Words.'\n  def f(self, *x: int, y=f\"{a!r:>{w}} {b['k']}\") -> None:\n    'More.'\n    return [i for i in x if i] or {**y} # end\n"
+    assert hashlib.sha256(json.dumps(record._canonical(ast.parse(text).body[0])).encode()).hexdigest()[:12] == "fb191f6a5324"
+
+
+def test_output_tensors_may_share_memory(tmp_path):
+    w = torch.arange(4.)
+    run = write_run(tmp_path, fit_line, LineConfig(), RunOutput(pd.DataFrame({"x": [1]}), {"a": w, "b": w[:2], "c": w.reshape(2, 2).T}), 1.)
+    assert read_run(run.folder).tensors["c"].tolist() == [[0., 2.], [1., 3.]]
+
+
+def test_a_config_of_another_class_is_refused(tmp_path):
+    from dataclasses import dataclass
+    @dataclass(frozen=True)
+    class Wider(LineConfig):
+        extra: int = 0
+    with pytest.raises(record.BadConfig, match="extra"): run_key(fit_line, Wider())
+    with pytest.raises(record.BadConfig, match="slopes"): record.config_object(fit_line, {"slopes": 1.})
+    with pytest.raises(TypeError, match="RunOutput"): write_run(tmp_path, fit_line, LineConfig(), pd.DataFrame(), 1.)
+
+
 def test_key_depends_on_function_config_and_inputs():
     assert run_key(fit_line, LineConfig()) == run_key(fit_line, LineConfig(seed=0))
     assert len({run_key(fit_line, LineConfig(seed=s, lr=lr)) for s in range(5) for lr in (.1, .2)}) == 10
@@ -77,7 +100,7 @@ def test_concurrent_writers_never_corrupt_a_run(tmp_path):
     while any(w.is_alive() for w in writers):
         run = find_run(fit_line, LineConfig(seed=77), (tmp_path,))
         try: metrics, tensors = run.metrics, run.tensors
-        except CorruptRun: continue                                  # its files were replaced between the two reads: run.json is read again
+        except CorruptRun: continue                                  # another writer's files replaced them in between: look the run up again
         assert metrics.x.nunique() == 1 and tensors["w"].eq(tensors["w"][0]).all()
         reads += 1
     for w in writers: w.join()

@@ -28,7 +28,9 @@ def _flatten(x: Any, tensors: dict, where: str = "state") -> Any:
     if x is None or isinstance(x, (bool, int, float, str)): return x
     if isinstance(x, (torch.Tensor, np.ndarray)):
         name = f"t{len(tensors)}"
-        tensor = torch.from_numpy(np.ascontiguousarray(x)) if isinstance(x, np.ndarray) else x.detach().cpu()
+        try: tensor = torch.from_numpy(np.ascontiguousarray(x, x.dtype.newbyteorder("="))) if isinstance(x, np.ndarray) else x.detach().cpu()
+        except TypeError as e: raise UnsupportedState(f"{where} is an array of {x.dtype}: store its numbers instead.") from e
+        if tensor.layout != torch.strided: raise UnsupportedState(f"{where} is a sparse tensor: store `to_dense()` or its parts.")
         tensors[name] = tensor.clone(memory_format=torch.contiguous_format)   # tensors that share memory stay apart
         return {"#": "array" if isinstance(x, np.ndarray) else "tensor", "name": name, "shape": list(x.shape)}
     if isinstance(x, (list, tuple)):

@@ -124,7 +124,7 @@ def claim(paper: str, id: str) -> Callable:
             verdict, evidence = _checked(fn(*args, **kwargs), paper, id)
             if any(r.status == "stale" for r in runs): evidence = f"[from stale runs] {evidence}"
             row = Judged(paper=paper, claim=id, statement=entry.statement, verdict=verdict, scale=Scale(scale).value, evidence=evidence,
-                         run_keys=sorted({r.key for r in runs}))
+                         run_keys=sorted({r.key for r in runs}), code_hash={r.info["function"]: r.info["code_hash"] for r in runs})
             put_row(out_folder(out)/"claims.json", row, ("paper", "claim", "scale"))
             return row
         return call
@@ -141,6 +141,7 @@ def _checked(result, paper: str, id: str) -> tuple[str, str]:
 # %% ../../nbs/core/07_claims.ipynb #f1841e92
 def ledger(out: str | Path = "figures") -> list[dict]: # fields paper, claim, statement, verdict, scale, evidence
     "Every claim of every paper with its verdicts, including those that nothing has judged yet."
+    from rlpapers.core.record import code_hash
     judged, order = {}, [s.value for s in Scale]
     for r in read_rows(out_folder(out)/"claims.json"): judged.setdefault((r["paper"], r["claim"]), []).append(r)
     rows = []
@@ -148,5 +149,6 @@ def ledger(out: str | Path = "figures") -> list[dict]: # fields paper, claim, st
         for c in claims_of(paper):
             found = sorted(judged.get((paper, c.id), []), key=lambda r: order.index(r["scale"]))
             for r in found or [dict(verdict=VERDICTS[3], scale="", evidence="No notebook has judged this claim yet.")]:
+                if any(code_hash(function) != then for function, then in r.get("code_hash", {}).items()): r["evidence"] = f"[stale: the code changed since] {r['evidence']}"
                 rows.append(dict(paper=paper, claim=c.id, statement=c.statement, verdict=r["verdict"], scale=r["scale"], evidence=r["evidence"]))
     return rows

@@ -7,13 +7,13 @@ __all__ = ['SEAL', 'DatasetError', 'DatasetWarning', 'DatasetSpec', 'register_da
            'check_episodes', 'content_checksum', 'load_dataset']
 
 # %% ../../nbs/core/09_datasets.ipynb #cf16c177
-import hashlib, json, os, tempfile, warnings
-from contextlib import contextmanager
+import hashlib, json, os, shutil, tempfile, warnings
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Callable
+from unittest.mock import patch
 import numpy as np
 from .paths import RLPapersError, atomic_write, file_lock, project_paths, suggest
 
@@ -84,16 +84,6 @@ def content_checksum(episodes) -> str:
 # %% ../../nbs/core/09_datasets.ipynb #a26aecec
 SEAL = "rlpapers.json"
 
-@contextmanager
-def _minari_folder(folder: Path):
-    "Minari takes its folder from the environment: set it for a moment."
-    before = os.environ.get("MINARI_DATASETS_PATH")
-    os.environ["MINARI_DATASETS_PATH"] = str(folder)
-    try: yield
-    finally:
-        if before is None: del os.environ["MINARI_DATASETS_PATH"]
-        else: os.environ["MINARI_DATASETS_PATH"] = before
-
 def _file_checksums(folder: Path) -> dict[str, str]:
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != SEAL)
     return {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
@@ -128,7 +118,7 @@ def _make(spec: DatasetSpec, folder: Path) -> None:
     "Build or download into a temporary folder, check, seal, move into place; raises `DatasetError`."
     from minari import MinariDataset
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=project_paths().datasets, prefix=".making-") as temp, _minari_folder(temp):
+    with tempfile.TemporaryDirectory(dir=project_paths().datasets, prefix=".making-") as temp, patch.dict(os.environ, MINARI_DATASETS_PATH=temp):   # where Minari looks
         (_build if spec.build else _download)(spec)
         data = MinariDataset(Path(temp)/spec.name/"data")
         check_episodes(data.iterate_episodes(), data.action_space, spec.name)
@@ -137,20 +127,22 @@ def _make(spec: DatasetSpec, folder: Path) -> None:
             text = f"{spec.name} has the checksum {checksum}, the registry says {spec.checksum}."
             if spec.build is None: raise DatasetError(f"{text} The hub's data changed: compare before you trust either.")
             warnings.warn(f"{text} Another version of a simulator or NumPy rolled it out; runs on it are not bit-identical with recorded ones.", DatasetWarning)
-        seal = dict(name=spec.name, checksum=checksum, files=_file_checksums(Path(temp)/spec.name))
+        seal = dict(name=spec.name, checksum=checksum, wanted=spec.checksum, files=_file_checksums(Path(temp)/spec.name))
         atomic_write(Path(temp)/spec.name/SEAL, json.dumps(seal, indent=1).encode())
         os.replace(Path(temp)/spec.name, folder)
 
 def load_dataset(name: str):  # minari.MinariDataset
-    "A registered data set, made on first use; raises `DatasetError`."
+    "A registered data set, made on first use and again when its registered checksum changes; raises `DatasetError`."
     from minari import MinariDataset
     from minari.storage.datasets_root_dir import get_dataset_path
     spec, root = dataset_spec(name), project_paths().datasets
-    with file_lock(root/f".{name.replace('/', '-')}.lock"):
-        if _sealed(root/name, name) is None:
-            if spec.build is None and (theirs := get_dataset_path(name)/"data").exists():   # the reader's own Minari folder
-                data = MinariDataset(theirs)
-                check_episodes(data.iterate_episodes(), data.action_space, name)
-                return data
-            _make(spec, root/name)
+    def ready(): return (seal := _sealed(root/name, name)) is not None and seal.get("wanted") == spec.checksum
+    if spec.build is None and not ready() and (theirs := get_dataset_path(name)/"data").exists():   # the reader's own copy from the hub
+        check_episodes(MinariDataset(theirs).iterate_episodes(), MinariDataset(theirs).action_space, name)
+        return MinariDataset(theirs)
+    if not ready():
+        with file_lock(root/f".{name.replace('/', '-')}.lock"):
+            if not ready():
+                shutil.rmtree(root/name, ignore_errors=True)
+                _make(spec, root/name)
     return MinariDataset(root/name/"data")

@@ -78,7 +78,7 @@ def _provenance(runs: list, scale: str, steps: str, interval: str) -> dict:
         seeds |= set(config.get("seeds") or ([config["seed"]] if "seed" in config else []))
         machines.add(f"{m['cores']} cores, {m['cpu']}" + (f", {m['device']}" if m["device"] != "cpu" else ""))
         packages |= run.info["packages"]
-    packages |= {p: meta.version(p) for p in ("matplotlib", "numpy", "pandas")}
+    packages = {p: meta.version(p) for p in ("matplotlib", "numpy", "pandas")} | packages   # where it was drawn, and where it was trained
     return dict(scale=scale, seeds=sorted(seeds), steps=steps, interval=interval, run_keys=sorted({r.key for r in runs}),
                 code_hash={r.info["function"]: r.info["code_hash"] for r in sorted(runs, key=lambda r: r.key)},
                 stale=any(r.status == "stale" for r in runs), machine=sorted(machines), packages=packages,
@@ -128,9 +128,8 @@ def _cell(value) -> str:
 def _align(frame: "pd.DataFrame") -> list[str]: return ["r" if d.kind in "iuf" else "l" for d in frame.dtypes]
 
 def _markdown(frame: "pd.DataFrame", caption: str, line: str) -> bytes:
-    rules = [{"l": "---", "r": "---:"}[a] for a in _align(frame)]
-    rows = [list(frame.columns), rules, *frame.map(_cell).values.tolist()]
-    body = "\n".join("| " + " | ".join(c.replace("|", "\\|") for c in row) + " |" for row in rows)
+    cells = frame.map(lambda value: _cell(value).replace("|", "\\|"))
+    body = cells.to_markdown(index=False, disable_numparse=True, colalign=[{"l": "left", "r": "right"}[a] for a in _align(frame)])
     return f"{caption}\n\n{body}\n\n{line}\n".encode()
 
 def _latex(frame: "pd.DataFrame", caption: str, label: str) -> bytes:

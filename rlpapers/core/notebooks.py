@@ -7,7 +7,7 @@ __all__ = ['ParameterError', 'notebook_parameters', 'check_parameters', 'missing
            'run_notebooks']
 
 # %% ../../nbs/core/20_notebooks.ipynb #6d98dae8
-import ast, json, os, signal, subprocess, sys, tempfile, time
+import ast, json, os, subprocess, sys, tempfile, time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,16 +43,18 @@ def check_parameters(path: Path, given: dict[str, Any]) -> None:
 def _papermill_child(job: dict) -> None:
     "Execute one notebook in this process and write how it ended."
     import papermill
+    from rlpapers.core.grid import _watch_parent
+    _watch_parent()
     from jupyter_client.manager import AsyncKernelManager
     class LocalKernel(AsyncKernelManager):
         def __init__(self, *args, **kwargs):   # without an address of their own, two kernels would share "./kernel-ipc"
             super().__init__(*args, **kwargs | {"transport": "ipc", "ip": f"{job['sockets']}/kernel"})
     try:
         papermill.execute_notebook(job["path"], job["output"], parameters=job["parameters"], kernel_name="python3", language="python", cwd=str(Path(job["path"]).parent),
-                                   progress_bar=False, kernel_manager_class=LocalKernel, execution_timeout=job["timeout"], start_timeout=120)
+                                   progress_bar=False, kernel_manager_class=LocalKernel, start_timeout=120)
         end = ["returned", ""]
     except papermill.exceptions.PapermillExecutionError as e: end = ["early exit" if e.ename == "SystemExit" else "cell error", f"cell {e.cell_index}: {e.ename}: {e.evalue}"]
-    except Exception as e: end = [{"DeadKernelError": "kernel died", "CellTimeoutError": "timeout"}.get(type(e).__name__, "cell error"), f"{type(e).__name__}: {e}"]
+    except Exception as e: end = ["kernel died" if type(e).__name__ == "DeadKernelError" else "cell error", f"{type(e).__name__}: {e}"]
     Path(job["end"]).write_text(json.dumps(end))
 
 def _unfinished(output: Path) -> str:
@@ -81,7 +83,7 @@ def missing_outputs(notebook: str,   # relative to the project root
 class NotebookResult:
     "How one notebook ended."
     notebook: str
-    status: str      # ok, bad parameters, cell error, early exit, kernel died, timeout, driver died, missing output
+    status: str      # ok, bad parameters, bad notebook, cell error, early exit, kernel died, timeout, driver died, missing output
     seconds: float
     message: str = ""
     output: Path | None = None   # the executed copy; *.failed.ipynb unless ok
@@ -93,7 +95,7 @@ def run_notebook(path: Path,
                  folder: Path | None = None,   # for executed copies; default: runs/notebooks/<scale>/<paper>
                  timeout: float = 3600,        # seconds for the whole notebook
                 ) -> NotebookResult:
-    "Execute a notebook with checks before and after; never raises for what the notebook does."
+    "Execute a notebook with checks before and after; never raises for what its cells do."
     path = Path(path).resolve()
     name = path.relative_to(project_root()).as_posix() if path.is_relative_to(project_root()) else path.name
     start, scale = time.time(), parameters.get("scale", "laptop")
@@ -111,17 +113,16 @@ def run_notebook(path: Path,
     return NotebookResult(name, status, time.time() - start, message, output if output.exists() else None)
 
 def _in_child(path: Path, output: Path, parameters: dict, timeout: float) -> tuple[str, str]:
-    "Run papermill in a process group of its own: (status, message); status is `returned` or how it failed."
-    with tempfile.TemporaryDirectory() as temp:
-        job = dict(path=str(path), output=str(output), parameters=parameters, timeout=timeout, end=f"{temp}/end.json", sockets=temp)
+    "Run papermill in a process of its own: (status, message); status is `returned` or how it failed."
+    with tempfile.TemporaryDirectory(dir="/tmp" if os.access("/tmp", os.W_OK) else None) as temp:   # a socket's path is at most 107 bytes long
+        job = dict(path=str(path), output=str(output), parameters=parameters, end=f"{temp}/end.json", sockets=temp)
         code = "import json, sys; from rlpapers.core.notebooks import _papermill_child; _papermill_child(json.loads(sys.argv[1]))"
         env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(project_root()), *filter(None, sys.path)])}
         with open(f"{temp}/log.txt", "w") as log:
-            child = subprocess.Popen([sys.executable, "-c", code, json.dumps(job)], env=env, stdout=log, stderr=log, start_new_session=True)
-            try: child.wait(timeout + 60)
+            child = subprocess.Popen([sys.executable, "-P", "-c", code, json.dumps(job)], env=env, stdin=subprocess.PIPE, stdout=log, stderr=log)
+            try: child.wait(timeout)
             except subprocess.TimeoutExpired: return "timeout", f"no end after {timeout:.0f} s"
-            finally:
-                if child.poll() is None: os.killpg(child.pid, signal.SIGKILL); child.wait()
+            finally: child.kill(); child.wait(); child.stdin.close()   # its kernel, and the kernel's workers, notice and stop
         if Path(f"{temp}/end.json").exists(): return tuple(json.loads(Path(f"{temp}/end.json").read_text()))
         last = Path(f"{temp}/log.txt").read_text().strip().splitlines()[-1:]
         return "driver died", f"exit status {child.returncode}; {' '.join(last)}"
@@ -129,7 +130,8 @@ def _in_child(path: Path, output: Path, parameters: dict, timeout: float) -> tup
 def run_notebooks(paths: list[Path], parameters: dict[str, Any], jobs: int = 1, on_result=lambda result: None, **options) -> list[NotebookResult]:
     "Run notebooks, `jobs` at a time; a failure does not stop the others."
     def one(path):
-        result = run_notebook(path, parameters, **options)
+        try: result = run_notebook(path, parameters, **options)
+        except Exception as e: result = NotebookResult(str(path), "bad notebook", 0., f"{type(e).__name__}: {e}")   # not JSON, no Python, not there
         on_result(result)
         return result
     with ThreadPoolExecutor(jobs) as pool: return list(pool.map(one, paths))

@@ -90,7 +90,8 @@ def function_name(fn: Callable) -> str:
 def load_function(name: str) -> Callable:
     "The function behind a `function_name`."
     module, _, attribute = name.partition(":")
-    return getattr(importlib.import_module(module), attribute)
+    try: return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as e: raise NotExported(f"{name} is gone: {e}. Runs made by it can be read, not repeated.") from e
 
 class BadConfig(RLPapersError): "A config whose values do not fit its annotations."
 
@@ -104,11 +105,14 @@ def _typed(kind: type, values: dict) -> Any:
 def config_values(config: Any) -> dict:
     "A config as plain JSON values; 1 and 1.0 are the same value of a float field."
     if not is_dataclass(config): raise TypeError(f"A config is a frozen dataclass, not a {type(config).__name__}.")
-    return json.loads(json.dumps(asdict(_typed(type(config), asdict(config)))))
+    try: return json.loads(json.dumps(asdict(_typed(type(config), asdict(config)))))
+    except TypeError as e: raise BadConfig(f"{config}: {e}. Use numbers, text, None and tuples of them.") from e
 
 def config_object(fn: Callable, values: dict) -> Any:
-    "The config of `fn`, whose first parameter is annotated with its class, from plain values."
-    return _typed(next(iter(get_type_hints(fn).values())), values)
+    "The config of `fn`, whose first parameter is annotated with its class, from plain values; raises `BadConfig`."
+    kind = next(iter(get_type_hints(fn).values()))
+    if unknown := values.keys() - kind.__dataclass_fields__.keys(): raise BadConfig(f"{kind.__name__}, the config of {fn.__name__}, has no field {', '.join(sorted(unknown))}.")
+    return _typed(kind, values)
 
 def config_inputs(config: Any) -> dict[str, str]:
     "Name and checksum of each data set that a config asks for."
@@ -117,6 +121,7 @@ def config_inputs(config: Any) -> dict[str, str]:
 def run_key(fn: Callable, config: Any) -> str:
     "16 hexadecimal digits that stand for (function, config, inputs)."
     identity = [function_name(fn), config_values(config), config_inputs(config)]
+    config_object(fn, identity[1])   # a worker must be able to build it again
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 # %% ../../nbs/core/04_record.ipynb #18aae895
@@ -139,15 +144,16 @@ def _imported(node: ast.ImportFrom, module: str) -> str:
     package = module if find_spec(module).submodule_search_locations else module.rpartition(".")[0]
     return resolve_name("."*node.level + (node.module or ""), package)
 
-def _without_docstrings(node: ast.stmt) -> str:
-    "Canonical text of a definition; positions, comments and docstrings do not count."
-    tree = ast.parse(ast.unparse(node))
-    for inner in ast.walk(tree):
-        if isinstance(inner, (ast.FunctionDef, ast.ClassDef)) and ast.get_docstring(inner) is not None: inner.body = inner.body[1:] or [ast.Pass()]
-    return ast.unparse(tree)
+def _canonical(x: Any) -> Any:
+    "A syntax tree as nested lists without positions, comments and docstrings, the same for every Python version."
+    if isinstance(x, list): return [_canonical(i) for i in x]
+    if not isinstance(x, ast.AST): return repr(x)
+    words = isinstance(x, (ast.FunctionDef, ast.ClassDef)) and ast.get_docstring(x) is not None
+    fields = {k: v[1:] if words and k == "body" else v for k, v in ast.iter_fields(x) if v is not None and v != []}
+    return [type(x).__name__, {k: _canonical(v) for k, v in fields.items()}]
 
-def reached_definitions(module: str, name: str) -> dict[tuple[str, str], str]:
-    "Every definition of our own that `module:name` reaches by name: (module, name) -> canonical text."
+def reached_definitions(module: str, name: str) -> dict[tuple[str, str], list]:
+    "Every definition of our own that `module:name` reaches by name: (module, name) -> canonical tree."
     ours, reached, todo = module.partition(".")[0], {}, [(module, name)]
     while todo:
         where, what = todo.pop()
@@ -159,7 +165,7 @@ def reached_definitions(module: str, name: str) -> dict[tuple[str, str], str]:
             if target.partition(".")[0] in (ours, "rlpapers"): todo.append((target, source))
             continue
         if isinstance(node, ast.Import): continue
-        reached[where, what] = _without_docstrings(node)
+        reached[where, what] = _canonical(node)
         todo += [(where, n.id) for n in ast.walk(node) if isinstance(n, ast.Name)]
         inner = [n for n in ast.walk(node) if isinstance(n, ast.ImportFrom)]
         todo += [(_imported(n, where), a.name) for n in inner for a in n.names if _imported(n, where).partition(".")[0] in (ours, "rlpapers")]
@@ -237,11 +243,13 @@ def write_run(root: Path, fn: Callable, config: Any, output: RunOutput,
               where: dict | None = None,  # `machine()` of the worker
              ) -> Run:
     "Record a finished run under `root`; safe against kills and other writers."
+    import torch
     from safetensors.torch import save
+    if not hasattr(output, "metrics"): raise TypeError(f"{fn.__name__} returned a {type(output).__name__} instead of a RunOutput.")
     function, key = function_name(fn), run_key(fn, config)
     folder = run_folder(root, function, key)
     blobs = {"metrics": (output.metrics.to_parquet(index=False, compression="zstd"), "parquet")}
-    if output.tensors: blobs["tensors"] = (save({k: v.detach().cpu().contiguous() for k, v in output.tensors.items()}), "safetensors")
+    if output.tensors: blobs["tensors"] = (save({k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in output.tensors.items()}), "safetensors")
     files = {}
     for kind, (data, suffix) in blobs.items():
         digest = hashlib.sha256(data).hexdigest()
