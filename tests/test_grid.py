@@ -164,6 +164,9 @@ def test_ray_cluster_loses_a_node(tmp_path):
     from ray.cluster_utils import Cluster
     cluster = Cluster(initialize_head=True, head_node_args=dict(num_cpus=1, include_dashboard=False))
     try:
+        code = f"from rlpapers.core.grid import *; from rlpapers.core.record import *; run_grid(fit_line, [LineConfig()], engine='ray:{cluster.address}', gpus=1)"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
+        assert "GridError: A run needs 1 CPU and 1 GPU; the cluster" in done.stderr                # instead of waiting for ever
         doomed = cluster.add_node(num_cpus=1)
         process = driver(tmp_path, steps=100, seeds=3, extra=f", engine='ray:{cluster.address}'")
         wait_until(lambda: len(list(tmp_path.glob("*.starts"))) == 2, 90)

@@ -7,13 +7,14 @@ __all__ = ['app', 'Papers', 'AsJson', 'ScaleOption', 'Out', 'list_items', 'claim
            'promote', 'site', 'doctor', 'main']
 
 # %% ../../nbs/core/21_cli.ipynb #b146e574
-import json, random, shutil, sys
+import json, random, shutil, subprocess, sys
 from pathlib import Path
 from typing import Annotated, Optional
 import typer
 from .claims import ledger, out_folder, papers, read_rows
 from .figures import status
 from .paths import RLPapersError, project_paths, suggest
+from .record import machine, promote as copy_run, recorded_runs
 from .scale import Scale
 
 app = typer.Typer(help="A reproducible companion to five reinforcement-learning papers. Start with `rlpapers list`, then `rlpapers reproduce offline`.",
@@ -89,7 +90,6 @@ def audit(names: Papers = None, number: Annotated[int, typer.Option("-n", min=1,
           seed: Annotated[Optional[int], typer.Option(help="Of the draw.")] = None) -> None:
     "Train recorded runs again from nothing and compare every metric row."
     from rlpapers.core.grid import audit_run
-    from rlpapers.core.record import recorded_runs
     runs = [r for r in recorded_runs(project_paths().record) if r.folder.parent.parent.name in names]
     if not runs:
         typer.echo(f"Nothing recorded yet for {', '.join(names)}.")
@@ -109,12 +109,11 @@ def audit(names: Papers = None, number: Annotated[int, typer.Option("-n", min=1,
 @app.command()
 def promote(names: Papers = None, out: Out = "figures") -> None:
     "Copy the runs behind the current figures into data/record/, which git tracks; drop recorded runs that no figure uses."
-    from rlpapers.core.record import promote as copy, recorded_runs
     used = {key for file in ("manifest.json", "claims.json") for row in read_rows(out_folder(out)/file) for key in row["run_keys"]}
     if not used: raise RLPapersError(f"No figure in {out_folder(out)} comes from a run. Is --out right? Run `rlpapers reproduce` first.")
     mine = lambda root: [run for run in recorded_runs(root) if run.folder.parent.parent.name in names]
     for run in mine(project_paths().runs):
-        if run.key in used and run.status == "fresh": typer.echo(f"recorded {copy(run).folder.relative_to(project_paths().root)}")
+        if run.key in used and run.status == "fresh": typer.echo(f"recorded {copy_run(run).folder.relative_to(project_paths().root)}")
     for run in mine(project_paths().record):
         if run.key not in used: shutil.rmtree(run.folder); typer.echo(f"dropped {run.key}")
 
@@ -122,7 +121,6 @@ def promote(names: Papers = None, out: Out = "figures") -> None:
 @app.command()
 def site() -> None:
     "Build the documentation website into _docs/ (needs the `site` extra, no network)."
-    import subprocess
     raise typer.Exit(subprocess.run([sys.executable, str(project_paths().root/"docs"/"build.py")]).returncode)
 
 def _checks() -> list[dict]:
@@ -130,7 +128,6 @@ def _checks() -> list[dict]:
     from importlib import metadata
     from packaging.requirements import Requirement
     from rlpapers.core.datasets import known_datasets
-    from rlpapers.core.record import machine, recorded_runs
     m, rows, paths = machine(), [], project_paths()
     def check(what, found, ok=True, remedy=""): rows.append(dict(check=what, state="ok" if ok else "missing", found=found, remedy="" if ok else remedy))
     check("machine", f"{m['cores']} cores, {m['memory_gb']} GB, {m['cpu']}, {m['simd']}; {shutil.disk_usage(paths.root).free/2**30:.0f} GB free")

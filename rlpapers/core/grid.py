@@ -199,6 +199,8 @@ def _run_ray(jobs: list[Job], workers: int, retries: int, bar: Progress, address
     import ray
     ours = not ray.is_initialized()
     if ours: ray.init(address=address or "auto", log_to_driver=False, runtime_env={"env_vars": WORKER_ENV | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}})
+    there = ray.cluster_resources()
+    if there.get("GPU", 0) < gpus or there.get("CPU", 0) < cpus: raise GridError(f"A run needs {cpus:g} CPU and {gpus:g} GPU; the cluster at {address or 'auto'} has {there.get('CPU', 0):g} and {there.get('GPU', 0):g}.")
     task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=retries)(_ray_task)
     pending = {task.remote(function_name(j.fn), config_values(j.config), code_hash(j.fn)): j for j in jobs}
     try:
