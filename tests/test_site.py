@@ -42,7 +42,7 @@ def page(tmp_path_factory):
         page.faults = []
         page.on("console", lambda m: page.faults.append(f"console: {m.text}") if m.type == "error" else None)
         page.on("pageerror", lambda e: page.faults.append(f"script: {e}"))
-        page.on("requestfailed", lambda r: None if r.is_navigation_request() else page.faults.append(f"failed: {r.url} {r.failure}"))   # goto raises for pages
+        page.on("requestfailed", lambda r: None if r.is_navigation_request() or r.failure == "net::ERR_ABORTED" else page.faults.append(f"failed: {r.url} {r.failure}"))   # goto raises for pages; a prefetch is aborted by leaving
         page.on("request", lambda r: None if urlparse(r.url).hostname in ("127.0.0.1", None) else page.faults.append(f"left the machine: {r.url}"))
         yield page
         context.close()
