@@ -148,6 +148,7 @@ def _canonical(x: Any) -> Any:
     "A syntax tree as nested lists without positions, comments and docstrings, the same for every Python version."
     if isinstance(x, list): return [_canonical(i) for i in x]
     if not isinstance(x, ast.AST): return repr(x)
+    if isinstance(x, ast.JoinedStr): x = ast.JoinedStr([v for v in x.values if getattr(v, "value", v) != ""])   # 3.12 adds empty parts
     words = isinstance(x, (ast.FunctionDef, ast.ClassDef)) and ast.get_docstring(x) is not None
     fields = {k: v[1:] if words and k == "body" else v for k, v in ast.iter_fields(x) if v is not None and v != []}
     return [type(x).__name__, {k: _canonical(v) for k, v in fields.items()}]
