@@ -76,6 +76,10 @@ def test_notebook_is_fit_to_commit(path):
     assert not [source(c) for c in cells(path, ("code",)) if c["execution_count"] is not None]
     assert source(nb["cells"][0]).startswith("# ") and "\n> " in source(nb["cells"][0]), "title, then a > summary"
 
+def test_no_unused_or_undefined_names():
+    run = subprocess.run([Path(sys.executable).parent/"ruff", "check", "--no-cache", "nbs", "tests", "docs"], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout
+
 def test_core_stays_small():
     def lines(m):
         written = re.sub(r"^__all__ = \[.*?\]$", "", re.sub(r'\A""".*?"""', "", m.read_text(), flags=re.S), flags=re.M | re.S)   # nbdev's own lines do not count
