@@ -1,5 +1,5 @@
 """Grids on bad days: dead workers, interrupted and killed drivers, two drivers, a lost cluster node."""
-import json, signal, subprocess, sys, textwrap, time
+import json, os, signal, subprocess, sys, textwrap, time
 from pathlib import Path
 
 import pandas as pd
@@ -154,6 +154,26 @@ def test_terminal_bar_counts_in_steps_of_ten(tmp_path):
     lines = err.strip().splitlines()
     assert lines[-1].startswith("2 runs of slow_fit: 0 from the record, 2 of 2 trained") and 2 < len(lines) <= 12
     assert any("left" in line for line in lines)
+
+
+def test_bar_in_a_terminal(tmp_path):
+    "On a terminal it is one line, rewritten, with the time left, and the summary below."
+    import fcntl, pty, struct, termios
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))      # 100 columns
+    code = f"from pathlib import Path; from rlpapers.core.grid import *; import toy; run_grid(toy.slow_fit, product(toy.SlowConfig(steps=30), seed=[0, 1]), root=Path({str(tmp_path)!r}), jobs=2)"
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=slave, env=os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE), *filter(None, sys.path)])})
+    os.close(slave)
+    text = b""
+    while True:
+        try: chunk = os.read(master, 4096)
+        except OSError: break
+        if not chunk: break
+        text += chunk
+    assert process.wait(60) == 0
+    text = text.decode()
+    assert "2.0/2 runs" in text and "<" in text and text.count("\r") > 5
+    assert "2 runs of slow_fit: 0 from the record, 2 of 2 trained" in text.splitlines()[-1]
 
 
 @pytest.mark.xdist_group("ray")
