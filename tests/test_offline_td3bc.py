@@ -9,7 +9,8 @@ from hypothesis import given, settings, strategies as st
 from rlpapers.core.datasets import content_checksum, dataset_spec
 from rlpapers.core.record import Work
 from rlpapers.offline.data import RECORDINGS, MissingPolicy, Transitions, UnknownTail, load_policy, record_episodes, returns_to_go
-from rlpapers.offline.td3bc import VARIANTS, TD3BCConfig, UnknownVariant, create_learner, step, train_td3bc
+from rlpapers.offline.td3bc import TD3BC, TD3BCConfig, train_td3bc
+from rlpapers.offline.trainer import MAIN, UnknownVariant, diagnose
 
 
 def synthetic(n=300, seed=0, obs=3, act=2):
@@ -25,27 +26,27 @@ SMALL = TD3BCConfig(dataset="offline/pendulum/medium-v0", limit=4, seeds=(0, 1, 
 
 
 def trained(config, updates=10, data=synthetic()):
-    learner = create_learner(config, data)
-    for u in range(1, updates + 1): step(learner, u)
-    return learner
+    agent = TD3BC(config, data)
+    for u in range(1, updates + 1): agent.step(u)
+    return agent
 
 
 @pytest.mark.parametrize("lam", [0., .3])
 def test_stack_equals_single_runs(lam):
     config = replace(SMALL, lam=lam, pretrain=5)
     stack = trained(config)
-    for v, variant in enumerate(VARIANTS):
+    for v, variant in enumerate(MAIN):
         for i, seed in enumerate(config.seeds):
             single, r = trained(replace(config, seeds=(seed,), variants=(variant,))), v * len(config.seeds) + i
             for name in ("actor", "critic"):
-                torch.testing.assert_close(getattr(single, name).theta[0], getattr(stack, name).theta[r], atol=1e-5, rtol=0)
-            torch.testing.assert_close(single.critic_target[0], stack.critic_target[r], atol=1e-5, rtol=0)
+                torch.testing.assert_close(single.nets[name].theta[0], stack.nets[name].theta[r], atol=1e-5, rtol=0)
+            torch.testing.assert_close(single.targets["critic"][0], stack.targets["critic"][r], atol=1e-5, rtol=0)
 
 
 def test_same_seed_same_bits_other_seed_other_bits():
     a, b, c = trained(SMALL), trained(SMALL), trained(replace(SMALL, seeds=(3, 4, 5)))
-    assert torch.equal(a.actor.theta, b.actor.theta) and torch.equal(a.critic.v, b.critic.v)
-    assert not torch.equal(a.actor.theta, c.actor.theta)
+    assert torch.equal(a.nets["actor"].theta, b.nets["actor"].theta) and torch.equal(a.nets["critic"].v, b.nets["critic"].v)
+    assert not torch.equal(a.nets["actor"].theta, c.nets["actor"].theta)
 
 
 class Killed(Exception): pass
@@ -73,26 +74,21 @@ def test_killed_run_resumes_to_the_same_bits(tmp_path, saves):
 
 def test_actor_only_targets_stay_random_unless_synchronised():
     released, fair = (trained(replace(SMALL, sync_targets=sync), updates=6) for sync in (False, True))
-    start = create_learner(SMALL, synthetic())
+    start = TD3BC(SMALL, synthetic())
     runs = slice(6, 9)                                                # actor-only
-    assert torch.equal(released.actor_target[runs], start.actor_target[runs])
-    assert torch.equal(fair.actor_target[runs], fair.actor.theta[runs])
+    assert torch.equal(released.targets["actor"][runs], start.targets["actor"][runs])
+    assert torch.equal(fair.targets["actor"][runs], fair.nets["actor"].theta[runs])
 
 
 def test_critic_pretraining_approaches_returns():
     data = synthetic(seed=1)
     config = replace(SMALL, variants=("actor+critic",), width=64, batch=128, lr=1e-3, pretrain=400, tail="finite", gamma=.5)
     start, end = (trained(config, u, data) for u in (0, 400))
-    def error(learner):
-        from rlpapers.offline.td3bc import q_values
-        d = learner.data
-        with torch.no_grad(): q = q_values(learner, learner.critic.theta, d["s"].expand(3, -1, -1), d["a"].expand(3, -1, -1))
-        return (q - d["g"]).pow(2).mean()
-    assert error(end) < .3 * error(start)
+    assert diagnose(end)["mc_error"].mean() < .55 * diagnose(start)["mc_error"].mean()
 
 
 def test_unknown_variant_and_tail_name_the_alternatives():
-    with pytest.raises(UnknownVariant, match="actor-only"): create_learner(replace(SMALL, variants=("actoronly",)), synthetic())
+    with pytest.raises(UnknownVariant, match="actor-only"): TD3BC(replace(SMALL, variants=("actoronly",)), synthetic())
     with pytest.raises(UnknownTail, match="repeat_last"): returns_to_go(synthetic(), tail="repeat-last")
     with pytest.raises(UnknownTail, match="values"): returns_to_go(synthetic(), tail="bootstrap")
     with pytest.raises(MissingPolicy, match="pendulum-medium"): load_policy("pendulum-mediun")

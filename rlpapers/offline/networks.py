@@ -40,22 +40,19 @@ def init_stack(sizes: tuple[int, ...],              # layer widths
         return torch.cat([draw(n, i) for i, o in zip(sizes, sizes[1:]) for n in (i * o, o)])
     return torch.stack([torch.stack([one(g) for _ in range(members)]) if members else one(g) for g in generators])
 
-# %% ../../nbs/offline/04_networks.ipynb #1ac12449
+# %% ../../nbs/offline/04_networks.ipynb #c9fff489
 def mlp(theta: Tensor,            # (..., P) flat parameters
         x: Tensor,                # (..., B, in) inputs, broadcast over the leading dimensions
         sizes: tuple[int, ...],   # layer widths
-        norm: Tensor | bool = True,  # LayerNorm on or off, or a boolean mask that broadcasts to (..., 1, 1)
+        norm: bool = True,        # LayerNorm on or off
        ) -> Tensor:               # (..., B, out)
     "Linear - LayerNorm (no affine) - ReLU blocks and a linear head, for a stack of networks."
     lead, (batch, width) = theta.shape[:-1], x.shape[-2:]
     x = x.expand(*lead, batch, width).reshape(-1, batch, width)
-    if isinstance(norm, Tensor): norm = norm.expand(*lead, 1, 1).reshape(-1, 1, 1)
     *body, head = unpack(theta.reshape(-1, theta.shape[-1]), sizes)
     for w, b in body:
         x = torch.baddbmm(b, x, w)
-        if norm is not False:
-            y = F.layer_norm(x, x.shape[-1:])
-            x = y if norm is True else torch.where(norm, y, x)
+        if norm: x = F.layer_norm(x, x.shape[-1:])
         x = F.relu(x, inplace=True)
     return torch.baddbmm(head[1], x, head[0]).view(*lead, batch, sizes[-1])
 
