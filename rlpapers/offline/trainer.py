@@ -233,7 +233,7 @@ class Agent:
         if not self.bootstraps: return b.g
         with torch.no_grad():
             s = b.spread(self.data["s2"][self.data["last"][b.rows]])
-            a = self.policy(self.targets["actor"][g.runs], s, g)
+            a = self.policy(self.targets.get("actor", self.nets["actor"].theta)[g.runs], s, g)
             return b.g + b.w * self.q(self.targets["critic"][g.runs], s, a, g).amin(1)
 
     def td_target(self, b: Batch, g: Group) -> Tensor:  # (R, B)
@@ -313,7 +313,9 @@ def diagnose(agent: Agent) -> dict[str, np.ndarray]:  # each (R,)
     b.repeat = len(agent.config.variants)
     with torch.no_grad(): pi = torch.cat([agent.policy(agent.nets["actor"].theta[g.runs], b.s[g.runs], g) for g in agent.groups()])
     q, q_pi, mc = agent.values(b.s, b.a), agent.values(b.s, pi), b.g.cpu().double().numpy()
-    return dict(q_data=q.mean(1), mc_return=np.nanmean(mc, 1), mc_error=np.sqrt(np.nanmean((q - mc) ** 2, 1)), q_gap=(q_pi - q).mean(1),
+    known = ~np.isnan(mc)                                            # rows that tail "drop" keeps; q is NaN without a critic
+    mc_error = np.sqrt(np.where(known, (q - mc) ** 2, 0).sum(1) / known.sum(1))
+    return dict(q_data=q.mean(1), mc_return=np.nanmean(mc, 1), mc_error=mc_error, q_gap=(q_pi - q).mean(1),
                 bc_mse=(pi - b.a).pow(2).mean((1, 2)).cpu().double().numpy())
 
 
