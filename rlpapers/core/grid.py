@@ -219,7 +219,7 @@ def _run_ray(jobs: list[Job], workers: int, retries: int, bar: Progress, address
 
 ENGINES = {"here": _run_here, "local": _run_local, "ray": _run_ray}
 
-# %% ../../nbs/core/05_grid.ipynb #2c421030
+# %% ../../nbs/core/05_grid.ipynb #281e038c
 class Runs(list):
     "Runs in the order of their configs."
     @property
@@ -230,7 +230,7 @@ class Runs(list):
 
 RERUN = {"missing": (), "stale": ("stale",), "all": ("stale", "fresh")}
 
-def run_grid(fn: Callable,              # exported: fn(config, work) -> RunOutput
+def run_grid(fn: Callable | list[Callable],   # exported: fn(config, work) -> RunOutput; or one for each config
              configs: list[Any],
              engine: str = "local",     # here, local, ray (the running cluster) or ray:<address>
              jobs: int | None = None,   # worker processes; default: one for each core we may use
@@ -244,25 +244,26 @@ def run_grid(fn: Callable,              # exported: fn(config, work) -> RunOutpu
     name, _, address = engine.partition(":")
     if name not in ENGINES: raise UnknownEngine(f"Unknown engine {engine!r}.{suggest(name, ENGINES)}")
     if rerun not in RERUN: raise UnknownEngine(f"Unknown rerun rule {rerun!r}.{suggest(rerun, RERUN)}")
-    found = {run_key(fn, c): find_run(fn, c, (root,) if root else None) for c in configs}
+    pairs = list(zip(fn if isinstance(fn, list) else [fn]*len(configs), configs, strict=True))
+    found = {run_key(f, c): find_run(f, c, (root,) if root else None) for f, c in pairs}
     todo = {}
-    for config in configs:
-        run = found[key := run_key(fn, config)]
+    for f, config in pairs:
+        run = found[key := run_key(f, config)]
         if run is not None and run.status not in RERUN[rerun]: continue
-        todo[key] = Job(fn, config, root or project_paths().runs, after=time.time() if run else 0.)
+        todo[key] = Job(f, config, root or project_paths().runs, after=time.time() if run else 0.)
         if run and run.status == "fresh": shutil.rmtree(todo[key].folder, ignore_errors=True)   # again means from nothing
     succeeded, failed, bar, start = {}, {}, Progress(len(todo)), time.perf_counter()
     try:
         outcomes = ENGINES[name](list(todo.values()), max(1, jobs or len(getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count()))(0))), retries, bar, address=address, cpus=cpus, gpus=gpus) if todo else ()
-        for job, outcome in outcomes: (succeeded if isinstance(outcome, Run) else failed)[run_key(fn, job.config)] = outcome
+        for job, outcome in outcomes: (succeeded if isinstance(outcome, Run) else failed)[run_key(job.fn, job.config)] = outcome
     finally:
         trained = f", {len(succeeded)} of {len(todo)} trained in {_clock(time.perf_counter() - start)}" if todo else ""
-        bar.close(f"{len(found)} run{'s'*(len(found) != 1)} of {fn.__name__}: {len(found) - len(todo)} from the record{trained}")
+        bar.close(f"{len(found)} run{'s'*(len(found) != 1)} of {', '.join(dict.fromkeys(f.__name__ for f, _ in pairs))}: {len(found) - len(todo)} from the record{trained}")
     if failed:
         key, error = next(iter(failed.items()))
         log = todo[key].folder/"log.txt"
         raise GridError(f"{len(failed)} of {len(todo)} runs failed, the others are recorded.{f' Log: {log}' if log.exists() else ''}\nConfig: {todo[key].config}\n{error}")
-    return Runs((found | succeeded)[run_key(fn, c)] for c in configs)
+    return Runs((found | succeeded)[run_key(f, c)] for f, c in pairs)
 
 # %% ../../nbs/core/05_grid.ipynb #91afac9f
 @dataclass(frozen=True)
