@@ -199,6 +199,19 @@ def test_bootstrapping_from_the_truth_lowers_variance(process, lam, gamma):
     (_, some), (_, all_of_it) = (T.lambda_moments(process, truth, c, gamma) for c in (lam, 1.))
     assert (some >= -1e-9).all() and (some <= all_of_it + 1e-9).all()
 
+@pytest.mark.parametrize("lam", [0., .5, .9, 1.])
+def test_moments_describe_first_rows_of_samples(lam):
+    process, critic = make_process(0, 3, .1), np.array([1., -2., 3.])
+    data = T.sample_process(np.random.default_rng(1), process, 60_000)
+    G = T.lambda_returns(data, np.append(critic, 0.)[data.next_obs[:, 0].astype(int)], lam, .9)
+    first = np.append(0, data.ends[:-1] + 1)
+    mean, variance = T.lambda_moments(process, critic, lam, .9)
+    for s in range(3):
+        g = G[first[data.obs[first, 0] == s]].astype(float)
+        assert abs(g.mean() - mean[s]) < 5 * g.std() / len(g)**.5
+        squares = (g - g.mean())**2
+        assert abs(g.var() - variance[s]) < 5 * squares.std() / len(g)**.5
+
 @check(processes, st.sampled_from([.5, .9]), st.integers(1, 40))
 def test_bias_of_tails(process, gamma, k):
     V, P = T.process_values(process, gamma), np.linalg.matrix_power(process.P[:, :-1], k)
