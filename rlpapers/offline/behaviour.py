@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PENDULUM', 'CART_POLE', 'TD3Config', 'make_env', 'sizes_of', 'TD3', 'Replay', 'evaluate', 'train_td3', 'pick_medium',
-           'random_returns', 'card', 'ship']
+           'random_returns', 'card', 'layers_of', 'ship', 'ship_snapshots']
 
 # %% ../../nbs/offline/05_behaviour.ipynb #d2f23126
 from dataclasses import asdict, dataclass
@@ -38,7 +38,7 @@ class TD3Config:
 
 
 PENDULUM = TD3Config("Pendulum-v1", steps=12_000, start_steps=1_000, n_envs=8, batch=256, lr=1e-3, reward_scale=.1, snapshot_every=400)
-CART_POLE = TD3Config(CARTPOLE, steps=16_000, start_steps=1_000, n_envs=8, batch=256, lr=1e-3, snapshot_every=400)
+CART_POLE = TD3Config(CARTPOLE, steps=16_000, start_steps=1_000, n_envs=8, batch=256, lr=3e-4, snapshot_every=400)
 
 # %% ../../nbs/offline/05_behaviour.ipynb #c08870c7
 def make_env(env_id: str):  # a Gymnasium id with a box action space
@@ -181,22 +181,47 @@ def card(c: TD3Config, returns: np.ndarray, step: int) -> dict:
                 made_by="rlpapers.offline.behaviour:train_td3, nbs/offline/05_behaviour.ipynb", config=asdict(c), machine=machine()["cpu"], packages=packages())
 
 
-def ship(c: TD3Config, snapshots: list[dict], level: float, folder, episodes: int = 50) -> dict[str, dict]:
+def layers_of(c: TD3Config, theta: Tensor) -> list[tuple[np.ndarray, np.ndarray]]:  # per layer (in, out), (out,)
+    "An actor's weights and biases as arrays."
+    return [(w.numpy(), b[0].numpy()) for w, b in unpack(theta, sizes_of(c.env_id, c.width)[0])]
+
+
+def ship(c: TD3Config, snapshots: list[dict],  # from train_td3
+         level: float,                         # of medium, from random = 0 to expert = 1
+         folder, episodes: int = 50) -> dict[str, dict]:
     "Write medium and expert weights and their cards, and the card of a random policy, to data/assets/offline."
     import json
     from pathlib import Path
     from safetensors.numpy import save
     from rlpapers.core.paths import atomic_write
-    from rlpapers.offline.data import D4RL_SCORES, policy_action
-    folder, task, low = Path(folder), c.env_id.split("-")[0].lower(), random_returns(c.env_id, episodes)
+    from rlpapers.offline.data import policy_action, task_of
+    folder, task, low = Path(folder), task_of(c.env_id), random_returns(c.env_id, episodes)
     path = folder / "policies.json"
     cards = json.loads(path.read_text()) if path.exists() else {}
     cards[f"{task}-random"] = card(c, low, 0)
     best = int(np.argmax([s["returns"].mean() for s in snapshots]))
-    ends = D4RL_SCORES.get(task, (low.mean(), snapshots[best]["returns"].mean()))
-    for kind, i in (("medium", pick_medium(snapshots, *ends, level)), ("expert", best)):
-        layers = [(w.numpy(), b[0].numpy()) for w, b in unpack(snapshots[i]["theta"], sizes_of(c.env_id, c.width)[0])]
-        atomic_write(folder / f"{task}-{kind}.safetensors", save({f"{n}{k}": x for k, layer in enumerate(layers) for n, x in zip("wb", map(np.ascontiguousarray, layer))}))
+    medium = pick_medium(snapshots, low.mean(), snapshots[best]["returns"].mean(), level)
+    for kind, i in (("medium", medium), ("expert", best)):
+        layers = layers_of(c, snapshots[i]["theta"])
+        atomic_write(folder / f"{task}-{kind}.safetensors", save({f"{n}{k}": np.ascontiguousarray(x) for k, layer in enumerate(layers) for n, x in zip("wb", layer)}))
         cards[f"{task}-{kind}"] = card(c, evaluate(lambda obs: policy_action(layers, obs), c.env_id, episodes, seed=20_000), snapshots[i]["step"])
     atomic_write(path, (json.dumps(cards, indent=1, sort_keys=True) + "\n").encode())
     return cards
+
+
+def ship_snapshots(c: TD3Config, snapshots: list[dict],  # from train_td3
+                   medium_step: int,                     # training step of the medium policy
+                   folder, count: int = 12) -> list[int]:  # steps of the chosen snapshots
+    "Write half-precision snapshots from the first to the last, half of them up to medium, for rolling out a replay buffer's stand-in."
+    from pathlib import Path
+    from safetensors.numpy import save
+    from rlpapers.core.paths import atomic_write
+    from rlpapers.offline.data import task_of
+    medium, last = [s["step"] for s in snapshots].index(medium_step), len(snapshots) - 1
+    early, late = np.linspace(0, medium, count // 2), np.linspace(medium, last, count - count // 2 + 1)
+    chosen = sorted({int(round(i)) for i in (*early, *late)})
+    stacks = zip(*(layers_of(c, snapshots[i]["theta"]) for i in chosen))
+    tensors = {f"{n}{k}": np.stack([layer[j] for layer in layers]).astype(np.float16) for k, layers in enumerate(stacks) for j, n in enumerate("wb")}
+    steps = np.array([snapshots[i]["step"] for i in chosen], np.int32)
+    atomic_write(Path(folder) / f"{task_of(c.env_id)}-replay.safetensors", save(tensors | dict(steps=steps, medium=np.array([chosen.index(medium)], np.int32))))
+    return steps.tolist()
