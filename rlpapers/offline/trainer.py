@@ -271,6 +271,10 @@ class Agent:
         "One update of the algorithm itself."
         raise NotImplementedError
 
+    def watch(self, b: Batch, pi: Tensor) -> dict[str, np.ndarray]:  # each (R,)
+        "Further diagnostics of an algorithm on a batch and its policy's actions (R, B, act); none by default."
+        return {}
+
 # %% ../../nbs/offline/06_training.ipynb #bacf5796
 class Evaluator:
     "Episodes of all runs of a stack in lockstep."
@@ -316,7 +320,7 @@ def diagnose(agent: Agent) -> dict[str, np.ndarray]:  # each (R,)
     known = ~np.isnan(mc)                                            # rows that tail "drop" keeps; q is NaN without a critic
     mc_error = np.sqrt(np.where(known, (q - mc) ** 2, 0).sum(1) / known.sum(1))
     return dict(q_data=q.mean(1), mc_return=np.nanmean(mc, 1), mc_error=mc_error, q_gap=(q_pi - q).mean(1),
-                bc_mse=(pi - b.a).pow(2).mean((1, 2)).cpu().double().numpy())
+                bc_mse=(pi - b.a).pow(2).mean((1, 2)).cpu().double().numpy(), **agent.watch(b, pi))
 
 
 def evaluation_rows(agent: Agent, evaluator: Evaluator, update: int, low: float, high: float) -> list[dict]:
