@@ -54,25 +54,26 @@ def input_gradient(theta: Tensor,            # (..., P) flat parameters of netwo
                    sizes: tuple[int, ...],   # layer widths, see `mlp`
                    norm: bool = True,        # LayerNorm on or off
                    part: slice = slice(None),  # which inputs, for instance the actions
+                   rows: int = 0,            # gradient of the first rows only, 0 = all B
                    scaled: bool = True,      # False leaves out the factors 1/sigma: same direction, cheaper
-                  ) -> tuple[Tensor, Tensor]:  # Q (..., B) and dQ/dx (..., B, part)
+                  ) -> tuple[Tensor, Tensor]:  # Q (..., B) and dQ/dx (..., rows, part)
     "Value and input gradient of a stack of networks as a formula that ordinary autograd can differentiate."
-    lead, (batch, width) = theta.shape[:-1], x.shape[-2:]
+    lead, (batch, width), rows = theta.shape[:-1], x.shape[-2:], rows or x.shape[-2]
     h, kept = x.expand(*lead, batch, width).reshape(-1, batch, width), []
     *body, head = unpack(theta.reshape(-1, theta.shape[-1]), sizes)
     for w, b in body:
         z = torch.baddbmm(b, h, w)
-        sigma = (z.var(-1, correction=0, keepdim=True) + 1e-5).sqrt() if norm and scaled else None
+        sigma = (z[:, :rows].var(-1, correction=0, keepdim=True) + 1e-5).sqrt() if norm and scaled else None
         if norm: z = F.layer_norm(z, z.shape[-1:])
-        kept.append((w, z, sigma))
+        kept.append((w, z[:, :rows].contiguous(), sigma))
         h = F.relu(z)
-    g = head[0].mT.expand(-1, batch, -1)
+    g = head[0].mT.expand(-1, rows, -1)
     for k, (w, z, sigma) in reversed(list(enumerate(kept))):
         g = torch.ops.aten.threshold_backward(g, z, 0)
         if norm: g = _Centre.apply(g, z)
         if sigma is not None: g = g / sigma
         g = g @ (w if k else w[:, part]).mT
-    return torch.baddbmm(head[1], h, head[0]).view(*lead, batch), g.view(*lead, batch, -1)
+    return torch.baddbmm(head[1], h, head[0]).view(*lead, batch), g.view(*lead, rows, -1)
 
 # %% ../../nbs/offline/07c_edac.ipynb #4b43efce
 def small_heads(sizes: tuple[int, ...],              # layer widths
@@ -104,6 +105,7 @@ class EDACConfig(OfflineConfig):            # defaults are the paper's for hoppe
     critic_depth: int = 3
     soft_tail: str = "as_released"          # of soft returns cut by a time limit, or "consistent"
     released_init: bool = True              # first critic layer's fan-in taken from its output width
+    diversity_rows: int = 0                 # rows of a batch that the diversity term looks at; 0 = all (the paper), fewer are cheaper
 
 
 def released_phases(epochs: int,              # the released code's pretrain_epochs E
@@ -156,6 +158,19 @@ class EDAC(Agent):
         theta = self.nets["critic"].theta
         with torch.no_grad(): q = [self.q(theta[g.runs], s[g.runs], a[g.runs], g).amin(1) for g in self.groups()]
         return torch.cat(q).cpu().double().numpy()
+
+    def watch(self, b: Batch, pi: Tensor) -> dict[str, np.ndarray]:  # each (R,)
+        "Temperature, entropy, spread of the critics at the policy's actions, alignment D of their action gradients on the data."
+        out, noise, s, a = [], b.normal("watch", self.config.batch, self.act_dim), b.s, b.a
+        with torch.no_grad():
+            for g in self.groups():
+                i, theta = g.runs, self.nets["critic"].theta[g.runs]
+                entropy = -sample(*self.heads(self.nets["actor"].theta[i], s[i], g), noise[i])[1].mean(-1)
+                spread = self.q(theta, s[i], pi[i], g).std(1, correction=0).mean(-1)
+                grad = input_gradient(theta, torch.cat([s, a], -1)[i, None], self.sizes["critic"], g.variant.critic_norm, slice(s.shape[-1], None))[1]
+                aligned = diversity(grad) if self.config.critics > 1 else torch.ones_like(spread)
+                out.append(torch.stack([self.alpha(g)[:, 0], entropy, spread, aligned]))
+        return dict(zip(("alpha", "entropy", "q_spread", "alignment"), torch.cat(out, 1).cpu().double().numpy()))
 
     # phase 1
     def imitate(self, b: Batch, g: Group, update: int) -> None:
@@ -232,7 +247,7 @@ class EDAC(Agent):
         c, s, a = self.config, b.s, b.a
         if not c.eta: return self.q(leaf, s, a, g), 0.
         x, acts = torch.cat([s, a], -1)[:, None], slice(s.shape[-1], None)
-        q, grad = input_gradient(leaf, x, self.sizes["critic"], g.variant.critic_norm, acts, scaled=False)
+        q, grad = input_gradient(leaf, x, self.sizes["critic"], g.variant.critic_norm, acts, min(c.diversity_rows, c.batch), scaled=False)
         return q, c.eta * diversity(grad)
 
     def improve_critic(self, b: Batch, g: Group) -> None:
