@@ -65,8 +65,9 @@ def check_episodes(episodes, action_space, name: str) -> None:
         if len(fields["observations"]) != steps + 1 or len(fields["actions"]) != steps:
             raise DatasetError(f"{where}: {steps} rewards need {steps + 1} observations and {steps} actions, got {len(fields['observations'])} and {len(fields['actions'])}.")
         low, high = getattr(action_space, "low", -np.inf), getattr(action_space, "high", np.inf)
-        if ((fields["actions"] < low - 1e-6) | (fields["actions"] > high + 1e-6)).any():
-            raise DatasetError(f"{where}: actions leave the action space [{np.min(low)}, {np.max(high)}]. Were they rescaled?")
+        outside = np.maximum(low - fields["actions"], fields["actions"] - high)
+        if steps and outside.max() > 1e-6:
+            raise DatasetError(f"{where}: actions leave the action space [{np.min(low)}, {np.max(high)}], worst value {fields['actions'].flat[outside.argmax()]:.4g}. Were they rescaled?")
         ends = np.asarray(e.terminations, bool) | np.asarray(e.truncations, bool)
         if steps == 0 or not ends[-1]: raise DatasetError(f"{where}: its last step is neither terminated nor truncated.")
         if ends[:-1].any(): raise DatasetError(f"{where}: flagged as ended at step {int(np.argmax(ends))} of {steps}.")
@@ -98,13 +99,13 @@ def _sealed(folder: Path, name: str) -> dict | None:
     if changed: raise DatasetError(f"{folder}: {', '.join(changed)} changed since it was written. Delete the folder; {name} is then made again.")
     return seal
 
-def _build(spec: DatasetSpec) -> None:
+def _write(spec: DatasetSpec, episodes: list) -> None:
     "Write the episodes of a local builder as a Minari data set."
     import gymnasium, minari
     scores = {} if spec.ref_max_score is None else dict(ref_min_score=spec.ref_min_score, ref_max_score=spec.ref_max_score)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")   # Minari asks for author and code link
-        minari.create_dataset_from_buffers(spec.name, spec.build(spec), env=gymnasium.spec(spec.env_id), description=spec.about, **scores)
+        minari.create_dataset_from_buffers(spec.name, episodes, env=gymnasium.spec(spec.env_id), description=spec.about, **scores)
 
 def _download(spec: DatasetSpec) -> None:
     "Fetch a data set from the Minari hub."
@@ -118,8 +119,9 @@ def _make(spec: DatasetSpec, folder: Path) -> None:
     "Build or download into a temporary folder, check, seal, move into place; raises `DatasetError`."
     from minari import MinariDataset
     folder.parent.mkdir(parents=True, exist_ok=True)
+    episodes = spec.build(spec) if spec.build else None   # before Minari looks elsewhere: a builder may load other data sets
     with tempfile.TemporaryDirectory(dir=project_paths().datasets, prefix=".making-") as temp, patch.dict(os.environ, MINARI_DATASETS_PATH=temp):   # where Minari looks
-        (_build if spec.build else _download)(spec)
+        _write(spec, episodes) if spec.build else _download(spec)
         data = MinariDataset(Path(temp)/spec.name/"data")
         check_episodes(data.iterate_episodes(), data.action_space, spec.name)
         checksum = content_checksum(data.iterate_episodes())
@@ -131,6 +133,17 @@ def _make(spec: DatasetSpec, folder: Path) -> None:
         atomic_write(Path(temp)/spec.name/SEAL, json.dumps(seal, indent=1).encode())
         os.replace(Path(temp)/spec.name, folder)
 
+def _readers_copy(folder: Path, name: str):
+    "A data set the reader downloaded with Minari, checked; raises `DatasetError`."
+    from minari import MinariDataset
+    try:
+        data = MinariDataset(folder)
+        check_episodes(data.iterate_episodes(), data.action_space, name)
+    except DatasetError: raise
+    except Exception as e:   # Minari and HDF5 raise many kinds for a damaged file
+        raise DatasetError(f"{folder} cannot be read ({type(e).__name__}: {e}). Delete {folder.parent} and run `minari download {name}` again.") from e
+    return data
+
 def load_dataset(name: str):  # minari.MinariDataset
     "A registered data set, made on first use and again when its registered checksum changes; raises `DatasetError`."
     from minari import MinariDataset
@@ -138,8 +151,7 @@ def load_dataset(name: str):  # minari.MinariDataset
     spec, root = dataset_spec(name), project_paths().datasets
     def ready(): return (seal := _sealed(root/name, name)) is not None and seal.get("wanted") == spec.checksum
     if spec.build is None and not ready() and (theirs := get_dataset_path(name)/"data").exists():   # the reader's own copy from the hub
-        check_episodes(MinariDataset(theirs).iterate_episodes(), MinariDataset(theirs).action_space, name)
-        return MinariDataset(theirs)
+        return _readers_copy(theirs, name)
     if not ready():
         with file_lock(root/f".{name.replace('/', '-')}.lock"):
             if not ready():
