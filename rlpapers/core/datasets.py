@@ -115,26 +115,8 @@ def _download(spec: DatasetSpec) -> None:
         raise DatasetError(f"{spec.name} is not on this machine and the Minari hub cannot be reached ({type(e).__name__}: {e}). On a machine with network access run "
                            f"`minari download {spec.name}` (needs `pip install 'minari[hf]'`) and copy the folder to {project_paths().datasets/spec.name}, or use the scale `laptop`.") from e
 
-def _make(spec: DatasetSpec, folder: Path) -> None:
-    "Build or download into a temporary folder, check, seal, move into place; raises `DatasetError`."
-    from minari import MinariDataset
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    episodes = spec.build(spec) if spec.build else None   # before Minari looks elsewhere: a builder may load other data sets
-    with tempfile.TemporaryDirectory(dir=project_paths().datasets, prefix=".making-") as temp, patch.dict(os.environ, MINARI_DATASETS_PATH=temp):   # where Minari looks
-        _write(spec, episodes) if spec.build else _download(spec)
-        data = MinariDataset(Path(temp)/spec.name/"data")
-        check_episodes(data.iterate_episodes(), data.action_space, spec.name)
-        checksum = content_checksum(data.iterate_episodes())
-        if spec.checksum and checksum != spec.checksum:
-            text = f"{spec.name} has the checksum {checksum}, the registry says {spec.checksum}."
-            if spec.build is None: raise DatasetError(f"{text} The hub's data changed: compare before you trust either.")
-            warnings.warn(f"{text} Another version of a simulator or NumPy rolled it out; runs on it are not bit-identical with recorded ones.", DatasetWarning)
-        seal = dict(name=spec.name, checksum=checksum, wanted=spec.checksum, files=_file_checksums(Path(temp)/spec.name))
-        atomic_write(Path(temp)/spec.name/SEAL, json.dumps(seal, indent=1).encode())
-        os.replace(Path(temp)/spec.name, folder)
-
-def _readers_copy(folder: Path, name: str):
-    "A data set the reader downloaded with Minari, checked; raises `DatasetError`."
+def _checked(folder: Path, name: str):  # minari.MinariDataset
+    "A data set in Minari's format, its content checked; raises `DatasetError`."
     from minari import MinariDataset
     try:
         data = MinariDataset(folder)
@@ -144,14 +126,28 @@ def _readers_copy(folder: Path, name: str):
         raise DatasetError(f"{folder} cannot be read ({type(e).__name__}: {e}). Delete {folder.parent} and run `minari download {name}` again.") from e
     return data
 
+def _make(spec: DatasetSpec, folder: Path) -> None:
+    "Build or download into a temporary folder, check, seal, move into place; raises `DatasetError`."
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    episodes = spec.build(spec) if spec.build else None   # before Minari looks elsewhere: a builder may load other data sets
+    with tempfile.TemporaryDirectory(dir=project_paths().datasets, prefix=".making-") as temp, patch.dict(os.environ, MINARI_DATASETS_PATH=temp):   # where Minari looks
+        _write(spec, episodes) if spec.build else _download(spec)
+        checksum = content_checksum(_checked(Path(temp)/spec.name/"data", spec.name).iterate_episodes())
+        if spec.checksum and checksum != spec.checksum:
+            text = f"{spec.name} has the checksum {checksum}, the registry says {spec.checksum}."
+            if spec.build is None: raise DatasetError(f"{text} The hub's data changed: compare before you trust either.")
+            warnings.warn(f"{text} Another version of a simulator or NumPy rolled it out; runs on it are not bit-identical with recorded ones.", DatasetWarning)
+        seal = dict(name=spec.name, checksum=checksum, wanted=spec.checksum, files=_file_checksums(Path(temp)/spec.name))
+        atomic_write(Path(temp)/spec.name/SEAL, json.dumps(seal, indent=1).encode())
+        os.replace(Path(temp)/spec.name, folder)
+
 def load_dataset(name: str):  # minari.MinariDataset
     "A registered data set, made on first use and again when its registered checksum changes; raises `DatasetError`."
     from minari import MinariDataset
     from minari.storage.datasets_root_dir import get_dataset_path
     spec, root = dataset_spec(name), project_paths().datasets
     def ready(): return (seal := _sealed(root/name, name)) is not None and seal.get("wanted") == spec.checksum
-    if spec.build is None and not ready() and (theirs := get_dataset_path(name)/"data").exists():   # the reader's own copy from the hub
-        return _readers_copy(theirs, name)
+    if spec.build is None and not ready() and (theirs := get_dataset_path(name)/"data").exists(): return _checked(theirs, name)   # the reader's own copy from the hub
     if not ready():
         with file_lock(root/f".{name.replace('/', '-')}.lock"):
             if not ready():

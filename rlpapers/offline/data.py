@@ -7,11 +7,12 @@ __all__ = ['TAILS', 'D4RL_SCORES', 'Transitions', 'EmptyDataset', 'BadTransition
            'UnknownTail', 'returns_to_go', 'Normalizer', 'normalized_score', 'MissingPolicy', 'policy_cards',
            'load_policy', 'task_of', 'score_range', 'policy_action', 'load_transitions']
 
-# %% ../../nbs/offline/03_data.ipynb #d84536ab
+# %% ../../nbs/offline/03_data.ipynb #0967ccfc
 import json
 import re
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib import import_module
 
 import numpy as np
 
@@ -194,5 +195,5 @@ def load_transitions(name: str, limit: int = 0) -> tuple[Transitions, str]:  # r
     dataset = load_dataset(name)
     return to_transitions(dataset.iterate_episodes(), dataset.action_space.high, limit, name), env_id
 
-# %% ../../nbs/offline/03_data.ipynb #a186323a
-import rlpapers.offline.recordings   # registers the data sets; last, because it uses what is defined above
+# %% ../../nbs/offline/03_data.ipynb #174d61b7
+import_module("rlpapers.offline.recordings")   # registers the data sets; last, because it uses what is defined above
