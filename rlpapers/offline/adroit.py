@@ -187,12 +187,13 @@ def random_return(env: gym.Env, episodes: int, seed: int = 0) -> np.ndarray:  # 
 
 
 def random_policy_table(episodes: int = 10) -> pd.DataFrame:  # one row per task
-    "Mean random returns by reward and episode length, beside D4RL's reference minimum."
+    "Mean random returns by reward and episode length, beside D4RL's reference minimum; the standard error is of the second column."
     def row(task):
         envs = {"as released, 200 steps": gym.make(TASKS[task].hand), "D4RL's reward and limit": gym.make(env_id_of(task), protocol="d4rl"),
                 "D4RL's reward, the paper's limit": gym.make(env_id_of(task))}
-        means = {name: random_return(env, episodes).mean() for name, env in envs.items()}
-        return dict(task=task) | means | {"D4RL's reference": D4RL_SCORES[task][0]}
+        returns = {name: random_return(env, episodes) for name, env in envs.items()}
+        error = returns["D4RL's reward and limit"].std(ddof=1) / episodes ** .5
+        return dict(task=task) | {name: r.mean() for name, r in returns.items()} | {"D4RL's reference": D4RL_SCORES[task][0], "standard error": error}
     return pd.DataFrame([row(t) for t in TASKS]).set_index("task")
 
 # %% ../../nbs/offline/03b_adroit.ipynb #77cd61b6
