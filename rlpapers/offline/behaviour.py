@@ -177,8 +177,9 @@ def random_returns(env_id: str, episodes: int = 50) -> np.ndarray:
 def card(c: TD3Config, returns: np.ndarray, step: int) -> dict:
     "What is written beside a policy's weights."
     from rlpapers.core.record import machine, packages
-    return dict(env_id=c.env_id, return_mean=round(float(returns.mean()), 3), return_std=round(float(returns.std()), 3), episodes=len(returns), step=step,
-                made_by="rlpapers.offline.behaviour:train_td3, nbs/offline/05_behaviour.ipynb", config=asdict(c), machine=machine()["cpu"], packages=packages())
+    return dict(env_id=c.env_id, return_mean=round(float(returns.mean()), 3), return_std=round(float(returns.std()), 3),
+                episodes=len(returns), step=step, made_by="rlpapers.offline.behaviour:train_td3, nbs/offline/05_behaviour.ipynb",
+                config=asdict(c), machine=machine()["cpu"], packages=packages())
 
 
 def layers_of(c: TD3Config, theta: Tensor) -> list[tuple[np.ndarray, np.ndarray]]:  # per layer (in, out), (out,)
@@ -203,8 +204,10 @@ def ship(c: TD3Config, snapshots: list[dict],  # from train_td3
     medium = pick_medium(snapshots, low.mean(), snapshots[best]["returns"].mean(), level)
     for kind, i in (("medium", medium), ("expert", best)):
         layers = layers_of(c, snapshots[i]["theta"])
-        atomic_write(folder / f"{task}-{kind}.safetensors", save({f"{n}{k}": np.ascontiguousarray(x) for k, layer in enumerate(layers) for n, x in zip("wb", layer)}))
-        cards[f"{task}-{kind}"] = card(c, evaluate(lambda obs: policy_action(layers, obs), c.env_id, episodes, seed=20_000), snapshots[i]["step"])
+        weights = {f"{n}{k}": np.ascontiguousarray(x) for k, layer in enumerate(layers) for n, x in zip("wb", layer)}
+        atomic_write(folder / f"{task}-{kind}.safetensors", save(weights))
+        returns = evaluate(lambda obs: policy_action(layers, obs), c.env_id, episodes, seed=20_000)
+        cards[f"{task}-{kind}"] = card(c, returns, snapshots[i]["step"])
     atomic_write(path, (json.dumps(cards, indent=1, sort_keys=True) + "\n").encode())
     return cards
 
@@ -220,8 +223,9 @@ def ship_snapshots(c: TD3Config, snapshots: list[dict],  # from train_td3
     medium, last = [s["step"] for s in snapshots].index(medium_step), len(snapshots) - 1
     early, late = np.linspace(0, medium, count // 2), np.linspace(medium, last, count - count // 2 + 1)
     chosen = sorted({int(round(i)) for i in (*early, *late)})
-    stacks = zip(*(layers_of(c, snapshots[i]["theta"]) for i in chosen))
-    tensors = {f"{n}{k}": np.stack([layer[j] for layer in layers]).astype(np.float16) for k, layers in enumerate(stacks) for j, n in enumerate("wb")}
     steps = np.array([snapshots[i]["step"] for i in chosen], np.int32)
-    atomic_write(Path(folder) / f"{task_of(c.env_id)}-replay.safetensors", save(tensors | dict(steps=steps, medium=np.array([chosen.index(medium)], np.int32))))
+    tensors = dict(steps=steps, medium=np.array([chosen.index(medium)], np.int32))
+    for k, layers in enumerate(zip(*(layers_of(c, snapshots[i]["theta"]) for i in chosen))):   # one layer of all snapshots
+        for n, parts in zip("wb", zip(*layers)): tensors[f"{n}{k}"] = np.stack(parts).astype(np.float16)
+    atomic_write(Path(folder) / f"{task_of(c.env_id)}-replay.safetensors", save(tensors))
     return steps.tolist()

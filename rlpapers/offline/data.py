@@ -46,16 +46,19 @@ def check_transitions(data: Transitions, source: str = "The data set") -> Transi
     "The same rows, if all are finite, actions in [-1, 1] and every episode's last row flagged; raises `BadTransitions`."
     for field in ("obs", "act", "rew", "next_obs"):
         ok = np.isfinite(getattr(data, field))
-        if not ok.all(): raise BadTransitions(f"{source}: {field} holds NaN or infinity, first in {_place(data, ~ok)}. Drop that episode or record it again.")
+        if not ok.all():
+            raise BadTransitions(f"{source}: {field} holds NaN or infinity, first in {_place(data, ~ok)}. Drop that episode or record it again.")
     outside = np.abs(data.act) > 1 + 1e-5
     if outside.any():
         worst = data.act[outside][np.abs(data.act[outside]).argmax()]
-        raise BadTransitions(f"{source}: actions leave [-1, 1], the environment's bounds after scaling: {outside.any(-1).sum()} rows, worst value {worst:.4g}, "
-                             f"first in {_place(data, outside)}. Were they recorded in other units? Divide by the largest action they were recorded with.")
-    flagged = data.terminal | data.timeout
-    if not flagged.any(): raise BadTransitions(f"{source}: no row is a terminal or a timeout, so nothing says where returns end. Flag the last row of each episode.")
-    if not flagged[data.ends].all():
-        raise BadTransitions(f"{source}: an episode ends without terminal or timeout, first in {_place(data, np.isin(np.arange(len(data)), data.ends) & ~flagged)}. "
+        raise BadTransitions(f"{source}: actions leave [-1, 1], the environment's bounds after scaling: {outside.any(-1).sum()} rows, "
+                             f"worst value {worst:.4g}, first in {_place(data, outside)}. Were they recorded in other units? "
+                             "Divide by the largest action they were recorded with.")
+    flagged, last = data.terminal | data.timeout, np.isin(np.arange(len(data)), data.ends)
+    if not flagged.any():
+        raise BadTransitions(f"{source}: no row is a terminal or a timeout, so nothing says where returns end. Flag the last row of each episode.")
+    if not flagged[last].all():
+        raise BadTransitions(f"{source}: an episode ends without terminal or timeout, first in {_place(data, last & ~flagged)}. "
                              "If the recording was cut there, flag its last row as a timeout.")
     return data
 
@@ -78,7 +81,8 @@ def to_transitions(episodes,           # iterable of Minari episodes or episode 
         terminal, timeout = np.asarray(e.terminations, bool), np.asarray(e.truncations, bool)
         rows.append((obs[:-1], np.asarray(e.actions, np.float32) / np.asarray(high, np.float32), np.asarray(e.rewards, np.float32),
                      obs[1:], terminal, timeout & ~terminal, np.full(n, k)))
-    if not sum(len(r[2]) for r in rows): raise EmptyDataset(f"{source} has no step: build it again, for instance by deleting its folder under runs/datasets.")
+    if not sum(len(r[2]) for r in rows):
+        raise EmptyDataset(f"{source} has no step: build it again, for instance by deleting its folder under runs/datasets.")
     return check_transitions(Transitions(*map(np.concatenate, zip(*rows))), source)
 
 # %% ../../nbs/offline/03_data.ipynb #231f12e5
@@ -174,7 +178,8 @@ def score_range(env_id: str) -> tuple[float, float]:  # (R_min, R_max)
     task = task_of(env_id)
     if task in D4RL_SCORES: return D4RL_SCORES[task]
     cards = policy_cards()
-    if f"{task}-expert" not in cards: raise MissingPolicy(f"No reference scores for {env_id}: train its policies with nbs/offline/05_behaviour.ipynb.")
+    if f"{task}-expert" not in cards:
+        raise MissingPolicy(f"No reference scores for {env_id}: train its policies with nbs/offline/05_behaviour.ipynb.")
     return cards[f"{task}-random"]["return_mean"], cards[f"{task}-expert"]["return_mean"]
 
 

@@ -42,7 +42,8 @@ def roll_out(env,              # a Gymnasium environment, its own action units
         rows.append((a, np.float32(r), terminated, truncated))
         end = terminated or truncated
     a, r, terminated, truncated = map(np.array, zip(*rows))
-    return dict(observations=np.array(obs, np.float32), actions=a, rewards=r.astype(np.float64), terminations=terminated, truncations=truncated)
+    return dict(observations=np.array(obs, np.float32), actions=a, rewards=r.astype(np.float64),
+                terminations=terminated, truncations=truncated)
 
 
 def open_env(env_id: str, limit: int = 0):  # time limit in steps, 0 = the environment's
@@ -67,7 +68,8 @@ def load_snapshots(task: str) -> tuple[tuple[int, ...], int, list]:  # steps, in
     "Snapshots of a training run in order, from `data/assets/offline/<task>-replay.safetensors`; raises `MissingPolicy`."
     from safetensors.numpy import load_file
     path = project_paths().assets / "offline" / f"{task}-replay.safetensors"
-    if not path.exists(): raise MissingPolicy(f"{path} is missing: restore it from git, or make it again with nbs/offline/05_behaviour.ipynb.")
+    if not path.exists():
+        raise MissingPolicy(f"{path} is missing: restore it from git, or make it again with nbs/offline/05_behaviour.ipynb.")
     w = {k: x.astype(np.float64) for k, x in load_file(path).items()}
     depth = sum(k[0] == "w" for k in w)
     policies = [[(w[f"w{i}"][k], w[f"b{i}"][k]) for i in range(depth)] for k in range(len(w["steps"]))]
@@ -122,7 +124,8 @@ def record_human(task: str, episodes: int = 25, seed: int = 0) -> list[dict]:
         episode = roll_out(env, hand, seed + attempt, 0., stop=stop)
         if stop.success and not episode["terminations"][-1]: demos.append(episode)
         attempt += 1
-        if attempt > 100 * episodes: raise MissingPolicy(f"{task}: only {len(demos)} of {attempt} demonstrations succeed. Ship better late snapshots.")
+        if attempt > 100 * episodes:
+            raise MissingPolicy(f"{task}: only {len(demos)} of {attempt} demonstrations succeed. Ship better late snapshots.")
     return demos
 
 
@@ -187,13 +190,20 @@ def record_mixture(task: str, episodes: int, seed: int = 0) -> list[dict]:
 
 
 KINDS = {  # kind -> (what it holds, recording -> episodes)
-    "medium": ("{size} episodes of a partly trained TD3 policy with N(0, 0.3) noise", lambda r: record_episodes(r.env_id, f"{r.task}-medium", r.size, .3, r.seed)),
-    "tiny": ("The first {size} episodes of the medium set, for tests", lambda r: record_episodes(r.env_id, f"{r.task}-medium", r.size, .3, r.seed)),
-    "medium-replay": ("Random actions and TD3 snapshots up to medium in training order, N(0, 0.1) noise", lambda r: record_replay(r.task, r.size, False, seed=r.seed)),
-    "full-replay": ("Random actions and all TD3 snapshots in training order, N(0, 0.1) noise", lambda r: record_replay(r.task, r.size, True, seed=r.seed)),
-    "medium-expert": ("{size} episodes of a medium (noise 0.3) and {size} of an expert TD3 policy (noise 0.1)", lambda r: record_mixture(r.task, r.size, r.seed)),
-    "human": ("{size} successful demonstrations of late snapshots with latency, drifting noise and pauses", lambda r: record_human(r.task, r.size, r.seed)),
-    "cloned": ("Half rollouts of a policy cloned from the human-like demonstrations, half those demonstrations", lambda r: record_cloned(r.task, r.size, r.seed)),
+    "medium": ("{size} episodes of a partly trained TD3 policy with N(0, 0.3) noise",
+               lambda r: record_episodes(r.env_id, f"{r.task}-medium", r.size, .3, r.seed)),
+    "tiny": ("The first {size} episodes of the medium set, for tests",
+             lambda r: record_episodes(r.env_id, f"{r.task}-medium", r.size, .3, r.seed)),
+    "medium-replay": ("Random actions and TD3 snapshots up to medium in training order, N(0, 0.1) noise",
+                      lambda r: record_replay(r.task, r.size, False, seed=r.seed)),
+    "full-replay": ("Random actions and all TD3 snapshots in training order, N(0, 0.1) noise",
+                    lambda r: record_replay(r.task, r.size, True, seed=r.seed)),
+    "medium-expert": ("{size} episodes of a medium (noise 0.3) and {size} of an expert TD3 policy (noise 0.1)",
+                      lambda r: record_mixture(r.task, r.size, r.seed)),
+    "human": ("{size} successful demonstrations of late snapshots with latency, drifting noise and pauses",
+              lambda r: record_human(r.task, r.size, r.seed)),
+    "cloned": ("Half rollouts of a policy cloned from the human-like demonstrations, half those demonstrations",
+               lambda r: record_cloned(r.task, r.size, r.seed)),
 }
 
 RECORDINGS = {f"offline/{r.task}/{r.kind}-v0": r for r in (
@@ -242,27 +252,30 @@ def combine_halves(spec) -> list:  # of EpisodeBuffers; spec: of "<...>/medium-e
     from rlpapers.core.datasets import load_dataset
     fields = ("observations", "actions", "rewards", "terminations", "truncations")
     halves = (load_dataset(spec.name.replace("medium-expert", kind)) for kind in ("medium", "expert"))
-    return [EpisodeBuffer(id=i, **{f: getattr(e, f) for f in fields}) for i, e in enumerate(e for half in halves for e in half.iterate_episodes())]
+    episodes = (e for half in halves for e in half.iterate_episodes())
+    return [EpisodeBuffer(id=i, **{f: getattr(e, f) for f in fields}) for i, e in enumerate(episodes)]
 
 
-ADROIT_ROWS = {"pen": (5_000, 500_000), "door": (6_729, 1_000_000), "hammer": (11_310, 1_000_000), "relocate": (9_942, 1_000_000)}  # human, cloned (about)
+ADROIT_ROWS = {"pen": (5_000, 500_000), "door": (6_729, 1_000_000), "hammer": (11_310, 1_000_000),
+               "relocate": (9_942, 1_000_000)}  # human, cloned (about)
 
 
 def register_all() -> None:
     "Register our own recordings and the public data sets of the `paper` scale."
     from rlpapers.core.datasets import DatasetSpec, register_dataset
+    def hub(name, env_id, about, rows, build=None): register_dataset(DatasetSpec(name, env_id, about, "CC-BY-4.0", rows, build=build))
     for name, r in RECORDINGS.items():
         try: low, high = score_range(r.env_id)
         except MissingPolicy: low = high = None      # about to be trained: importing must still work
-        register_dataset(DatasetSpec(name, r.env_id, KINDS[r.kind][0].format(size=r.size) + ".", "Apache-2.0", r.rows, r.checksum, build_recording, low, high))
+        about = KINDS[r.kind][0].format(size=r.size) + "."
+        register_dataset(DatasetSpec(name, r.env_id, about, "Apache-2.0", r.rows, r.checksum, build_recording, low, high))
     for task in ("hopper", "halfcheetah", "walker2d"):
-        for kind in ("medium", "expert"):
-            register_dataset(DatasetSpec(f"mujoco/{task}/{kind}-v0", TASKS[task], f"A {kind} SAC policy on the Minari hub.", "CC-BY-4.0", 1_000_000))
-        register_dataset(DatasetSpec(f"mujoco/{task}/medium-expert-v0", TASKS[task], "The hub's medium episodes, then its expert ones.", "CC-BY-4.0", 2_000_000, build=combine_halves))
-    for task, rows in ADROIT_ROWS.items():
-        for kind, n in zip(("human", "cloned"), rows):
-            about = "25 human demonstrations" if kind == "human" else "Half human demonstrations, half a policy cloned from them"
-            register_dataset(DatasetSpec(f"D4RL/{task}/{kind}-v2", f"rlpapers/Adroit{task.title()}-v0", f"{about}, on the Minari hub.", "CC-BY-4.0", n))
+        for kind in ("medium", "expert"): hub(f"mujoco/{task}/{kind}-v0", TASKS[task], f"A {kind} SAC policy on the Minari hub.", 1_000_000)
+        hub(f"mujoco/{task}/medium-expert-v0", TASKS[task], "The hub's medium episodes, then its expert ones.", 2_000_000, combine_halves)
+    for task, (human, cloned) in ADROIT_ROWS.items():
+        env_id = f"rlpapers/Adroit{task.title()}-v0"
+        hub(f"D4RL/{task}/human-v2", env_id, "25 human demonstrations, on the Minari hub.", human)
+        hub(f"D4RL/{task}/cloned-v2", env_id, "Half human demonstrations, half a policy cloned from them, on the Minari hub.", cloned)
 
 # %% ../../nbs/offline/03c_recordings.ipynb #eb549aa9
 register_all()
