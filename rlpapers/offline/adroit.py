@@ -52,7 +52,8 @@ def bare_hand(task: str,       # one of TASKS
     "The environment as gymnasium-robotics ships it; raises `MissingAdroit`, `UnknownTask`."
     with redirect_stderr(StringIO()):
         try: import gymnasium_robotics  # noqa: F401  registers the hands, prints a notice
-        except ImportError as e: raise MissingAdroit("The Adroit hand needs gymnasium-robotics, which is in the extra `adroit`: pip install 'rlpapers[adroit]'.") from e
+        except ImportError as e:
+            raise MissingAdroit("The Adroit hand needs gymnasium-robotics, in the extra `adroit`: pip install 'rlpapers[adroit]'.") from e
     return gym.make(TASKS[choice(task, TASKS, "task")].hand, disable_env_checker=True, **kwargs).unwrapped
 
 # %% ../../nbs/offline/03b_adroit.ipynb #7599d4e9
@@ -77,7 +78,8 @@ def hammer_rest(h: gym.Env,   # unwrapped
     head, nail, goal = (h.data.site_xpos[i] for i in (h.tool_site_id, h.target_obj_site_id, h.goal_site_id))
     depth = np.linalg.norm(nail - goal)
     lifted = h.data.xpos[h.obj_body_id][2] > .04 and head[2] > .04
-    return -np.linalg.norm(head - nail) - 10 * depth - 1e-2 * np.linalg.norm(h.data.qvel) + 2 * lifted + 25 * (depth < .02) + 75 * (depth < .01)
+    bonus = 2 * lifted + 25 * (depth < .02) + 75 * (depth < .01)
+    return -np.linalg.norm(head - nail) - 10 * depth - 1e-2 * np.linalg.norm(h.data.qvel) + bonus
 
 
 def relocate_rest(h: gym.Env,   # unwrapped
@@ -193,7 +195,8 @@ def random_policy_table(episodes: int = 10) -> pd.DataFrame:  # one row per task
                 "D4RL's reward, the paper's limit": gym.make(env_id_of(task))}
         returns = {name: random_return(env, episodes) for name, env in envs.items()}
         error = returns["D4RL's reward and limit"].std(ddof=1) / episodes ** .5
-        return dict(task=task) | {name: r.mean() for name, r in returns.items()} | {"D4RL's reference": D4RL_SCORES[task][0], "standard error": error}
+        means = {name: r.mean() for name, r in returns.items()}
+        return dict(task=task) | means | {"D4RL's reference": D4RL_SCORES[task][0], "standard error": error}
     return pd.DataFrame([row(t) for t in TASKS]).set_index("task")
 
 # %% ../../nbs/offline/03b_adroit.ipynb #77cd61b6
