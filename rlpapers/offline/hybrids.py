@@ -9,11 +9,12 @@ __all__ = ['UnknownLossScale', 'check_scale', 'TD3BCCQLConfig', 'TD3BCCQL', 'tra
 # %% ../../nbs/offline/07e_hybrids.ipynb #e3198117
 from dataclasses import dataclass
 
+import numpy as np
 from torch import Tensor
 
 from ..core.paths import RLPapersError, suggest
 from ..core.record import RunOutput, Work
-from .cql import conservative_gap
+from .cql import conservative_gap, watch_gap
 from .data import Transitions
 from .edac import EDAC, EDACConfig
 from .td3bc import TD3BC, TD3BCConfig
@@ -63,6 +64,10 @@ class TD3BCCQL(TD3BC):
         weight = c.pretrain_cql if pretraining else c.cql
         if not weight: return loss
         return unit_scale(loss, c.loss_scale) + weight * unit_scale(self.gap(leaf, q, b, g), c.loss_scale)
+
+    def watch(self, b: Batch, pi: Tensor) -> dict[str, np.ndarray]:  # (R,)
+        "The regulariser on a batch, `cql_gap`: negative where the data's actions have won."
+        return dict(cql_gap=watch_gap(self, b))
 
 
 def train_td3bccql(c: TD3BCCQLConfig, work: Work) -> RunOutput:

@@ -9,6 +9,7 @@ __all__ = ['advantage_weights', 'gaussian_nll', 'gaussian_stack', 'IQLConfig', '
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -107,6 +108,16 @@ class IQL(Agent):
         loss = weighted_loss(self.td_target(b, g)[:, None] - self.q(leaf, b.s, b.a, g))
         descend(loss.sum(), leaf, self.nets["critic"][g.runs], c.lr)
         self.update_targets(g)
+
+    def watch(self, b: Batch, pi: Tensor) -> dict[str, np.ndarray]:  # each (R,)
+        "Mean V, and the share of the batch that the weights leave: (sum w)^2 / (B sum w^2)."
+        c = self.config
+        with torch.no_grad():
+            v = torch.cat([self.v(self.nets["value"].theta[g.runs], b.s[g.runs], g) for g in self.groups()])
+            q = torch.cat([self.q(self.targets["critic"][g.runs], b.s[g.runs], b.a[g.runs], g).amin(1) for g in self.groups()])
+            w = advantage_weights(q, v, c.beta, c.largest_weight)
+            share = w.sum(-1).pow(2) / (w.pow(2).sum(-1) * w.shape[-1])
+        return dict(v_data=v.mean(-1).cpu().double().numpy(), weight_share=share.cpu().double().numpy())
 
 
 def train_iql(c: IQLConfig, work: Work) -> RunOutput:

@@ -81,6 +81,12 @@ class ReBRAC(TD3BC):
         q = self.q(self.nets["critic"].theta[g.runs], b.s, pi, g).amin(1)
         descend(actor_loss(q, pi - b.a, self.config.beta_actor).sum(), leaf, self.nets["actor"][g.runs], self.config.lr)
 
+    def watch(self, b: Batch, pi: Tensor) -> dict[str, np.ndarray]:  # (R,)
+        "Mean squared distance of the next action from the data's, summed over dimensions, where there is one."
+        with torch.no_grad(): a2 = torch.cat([self.policy(self.nets["actor"].theta[g.runs], b.s2[g.runs], g) for g in self.groups()])
+        penalty = b.known * (a2 - b.a2).pow(2).sum(-1)
+        return dict(next_penalty=(penalty.sum(-1) / b.known.sum(-1).clamp(min=1)).cpu().double().numpy())
+
 
 def train_rebrac(c: ReBRACConfig, work: Work) -> RunOutput:
     "Train and evaluate a stack of ReBRAC runs."
