@@ -11,7 +11,7 @@ from rlpapers.core.record import Work
 from rlpapers.offline.data import Transitions, UnknownTail
 from rlpapers.offline.edac import EDAC, BadEnsemble, EDACConfig, diversity, input_gradient, released_phases, small_heads, train_edac
 from rlpapers.offline.hybrids import EDACBC, EDACBCConfig, train_edacbc
-from rlpapers.offline.networks import count_parameters, init_stack, mlp, unpack
+from rlpapers.offline.networks import count_parameters, init_stack, plain_mlp, unpack
 from rlpapers.offline.policies import log_prob, sample, temperature_loss
 from rlpapers.offline.targets import soft_returns
 from rlpapers.offline.trainer import MAIN, Group, diagnose
@@ -26,8 +26,8 @@ def synthetic(n=300, seed=0, obs=3, act=2):
     return Transitions(f(n, obs), np.tanh(f(n, act)), f(n), f(n, obs), end & kind, end & ~kind, np.cumsum(np.append(0, end[:-1])))
 
 
-SMALL = EDACConfig(dataset="offline/pendulum/medium-v0", limit=4, seeds=(0, 1, 2), width=16, batch=32, critics=3, updates=18, pretrain=10, clone_updates=5,
-                   eval_every=3, eval_episodes=1)
+SMALL = EDACConfig(dataset="offline/pendulum/medium-v0", limit=4, seeds=(0, 1, 2), width=16, batch=32, critics=3, updates=18, pretrain=10,
+                   clone_updates=5, eval_every=3, eval_episodes=1)
 HYBRID = EDACBCConfig(**{k: getattr(SMALL, k) for k in SMALL.__dataclass_fields__} | dict(variants=MAIN))
 
 
@@ -41,7 +41,8 @@ def tensors(agent): return [agent.nets[k].theta for k in ("actor", "critic", "lo
 
 
 # --- the stack ---
-@pytest.mark.parametrize("config", [SMALL, replace(SMALL, lam=.3, eta=0.), replace(SMALL, diversity_rows=8), HYBRID], ids=["EDAC", "SAC-N, lambda", "few rows", "EDAC+BC"])
+@pytest.mark.parametrize("config", [SMALL, replace(SMALL, lam=.3, eta=0.), replace(SMALL, diversity_rows=8), HYBRID],
+                         ids=["EDAC", "SAC-N, lambda", "few rows", "EDAC+BC"])
 def test_stack_equals_single_runs(config):
     config = replace(config, pretrain=6, clone_updates=3)
     stack = trained(config)
@@ -75,8 +76,10 @@ class DyingWork(Work):
 def uninterrupted(): return {train: train(c, Work()).metrics for train, c in ((train_edac, SMALL), (train_edacbc, HYBRID))}
 
 
-@pytest.mark.parametrize("train,config,saves", [(train_edac, SMALL, 1), (train_edac, SMALL, 2), (train_edac, SMALL, 5), (train_edacbc, HYBRID, 2), (train_edacbc, HYBRID, 4)],
-                         ids=["in the BC stage", "in the critic stage", "in RL", "EDAC+BC, critic stage", "EDAC+BC, RL"])
+@pytest.mark.parametrize("train,config,saves", [
+    pytest.param(train_edac, SMALL, 1, id="BC stage"), pytest.param(train_edac, SMALL, 2, id="critic stage"),
+    pytest.param(train_edac, SMALL, 5, id="RL"),
+    pytest.param(train_edacbc, HYBRID, 2, id="EDAC+BC, critic stage"), pytest.param(train_edacbc, HYBRID, 4, id="EDAC+BC, RL")])
 def test_killed_run_resumes_to_the_same_bits(tmp_path, uninterrupted, train, config, saves):
     with pytest.raises(Killed): train(config, DyingWork(tmp_path, saves))
     resumed = train(config, Work(tmp_path)).metrics
@@ -168,7 +171,8 @@ def test_all_stages_equal_the_naive_run(config):
         else: naive.improve(s, a, b.r[r], b.s2[r], b.d[r], noise("actor"), noise("target"))
         agent.step(u)
         ours = agent.nets["actor"].theta[r], agent.nets["critic"].theta[r], agent.targets["critic"][r], agent.nets["log_alpha"].theta[r]
-        for x, y in zip(ours, (naive.actor, torch.stack(naive.critics), torch.stack(naive.targets), naive.log_alpha)): torch.testing.assert_close(x, y, atol=1e-5, rtol=0)
+        theirs = naive.actor, torch.stack(naive.critics), torch.stack(naive.targets), naive.log_alpha
+        for x, y in zip(ours, theirs): torch.testing.assert_close(x, y, atol=1e-5, rtol=0)
 
 
 # --- soft returns of the stage ---
@@ -181,7 +185,8 @@ def test_table_of_soft_returns_is_that_of_each_run_and_of_scaled_rewards():
     for r in range(3):
         expected = soft_returns(replace(data, rew=.5 * data.rew), h[r].numpy(), alpha[r].item())
         np.testing.assert_allclose(agent.returns(b, g)[r], expected[b.rows[r]], rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(agent.entropies(g, chunk=2560)[1:2], trained(replace(config, seeds=(1,)), 5, data).entropies(Group(slice(0, 1), g.variant, 1)), atol=1e-4, rtol=0)
+    alone = trained(replace(config, seeds=(1,)), 5, data)
+    torch.testing.assert_close(agent.entropies(g)[1:2], alone.entropies(Group(slice(0, 1), g.variant, 1)), atol=1e-4, rtol=0)
 
 
 def test_tables_are_dropped_after_pretraining():
@@ -192,7 +197,8 @@ def test_tables_are_dropped_after_pretraining():
 
 
 def test_critic_stage_approaches_soft_returns():
-    config = replace(SMALL, variants=("actor+critic",), width=64, batch=128, lr=1e-3, pretrain=400, clone_updates=100, tail="finite", gamma=.5, eta=.01)
+    config = replace(SMALL, variants=("actor+critic",), width=64, batch=128, lr=1e-3, pretrain=400, clone_updates=100,
+                     tail="finite", gamma=.5, eta=.01)
     def error(agent):
         g, b = agent.groups(400)[0], agent.batch(0)
         q = torch.as_tensor(agent.values(b.s, b.a)).float()
@@ -212,7 +218,8 @@ def test_initial_weights():
     agent = EDAC(replace(SMALL, width=64), synthetic())
     actor, critic = (unpack(agent.nets[k].theta, agent.sizes[k]) for k in ("actor", "critic"))
     for net_, head in ((actor, 1e-3), (critic, 3e-3)):
-        assert all((b == .1).all() for _, b in net_[:-1]) and .9 * head < net_[-1][0].abs().max() <= head and net_[-1][1].abs().max() <= head
+        w, bias = net_[-1]
+        assert all((b == .1).all() for _, b in net_[:-1]) and .9 * head < w.abs().max() <= head and bias.abs().max() <= head
     assert .9 / 3 ** .5 < actor[0][0].abs().max() <= 1 / 3 ** .5              # fan-in of three observations
     assert critic[0][0].abs().max() <= 1 / 64 ** .5                            # the released quirk: the width instead of five inputs
     corrected = unpack(EDAC(replace(SMALL, width=64, released_init=False), synthetic()).nets["critic"].theta, agent.sizes["critic"])
@@ -237,14 +244,15 @@ def test_diversity(n, act, seed):                                             # 
 def test_input_gradient_equals_double_backward(depth, members, norm, seed):
     gen = torch.Generator().manual_seed(seed)
     sizes = (5, *[12] * depth, 1)
-    theta, x, weight = init_stack(sizes, [gen, gen], members), torch.randn(2, 1, 7, 5, generator=gen), torch.randn(2, members, 7, 2, generator=gen)
+    theta, normal = init_stack(sizes, [gen, gen], members), lambda *shape: torch.randn(*shape, generator=gen)
+    x, weight = normal(2, 1, 7, 5), normal(2, members, 7, 2)
     def both(f):
         leaf = theta.clone().requires_grad_()
         q, g = f(leaf)
         return q, g, torch.autograd.grad((q.sin() + (weight * g.sin()).sum(-1)).sum(), leaf)[0]
     def reference(leaf):
         inputs = x.expand(-1, members, -1, -1).clone().requires_grad_()
-        q = mlp(leaf, inputs, sizes, norm).squeeze(-1)
+        q = plain_mlp(leaf, inputs, sizes, norm).squeeze(-1)
         return q, torch.autograd.grad(q.sum(), inputs, create_graph=True)[0][..., 3:]
     for ours, theirs in zip(both(lambda leaf: input_gradient(leaf, x, sizes, norm, slice(3, None))), both(reference)):
         torch.testing.assert_close(ours, theirs, atol=2e-4, rtol=1e-4)
@@ -337,8 +345,9 @@ def test_as_released_scaling_lowers_positive_values():                        # 
 
 
 @pytest.mark.parametrize("change,error,match", [
-    (dict(critics=1), BadEnsemble, "critics >= 2"), (dict(clone_updates=11), BadEnsemble, "clone_updates=11"), (dict(nstep=3), BadEnsemble, "nstep=0"),
-    (dict(tail="drop"), UnknownTail, "repeat_last"), (dict(soft_tail="consistant"), UnknownTail, "consistent")])
+    (dict(critics=1), BadEnsemble, "critics >= 2"), (dict(clone_updates=11), BadEnsemble, "clone_updates=11"),
+    (dict(nstep=3), BadEnsemble, "nstep=0"), (dict(tail="drop"), UnknownTail, "repeat_last"),
+    (dict(soft_tail="consistant"), UnknownTail, "consistent")])
 def test_bad_configurations_name_the_field(change, error, match):
     with pytest.raises(error, match=match): EDAC(replace(SMALL, **change), synthetic())
     EDAC(replace(SMALL, critics=1, eta=0.), synthetic())
@@ -351,8 +360,8 @@ def test_bandit(config):
     s = g.uniform(-.6, .6, (3000, 1)).astype(np.float32)
     a, yes = np.clip(s + .3 * g.normal(size=s.shape), -1, 1).astype(np.float32), np.ones(3000, bool)
     data = Transitions(s, a, .3 - ((a - s) ** 2)[:, 0], s, yes, ~yes, np.arange(3000))
-    config = replace(config, dataset="", seeds=(0,), variants=("none", "actor+critic"), critics=4, width=32, batch=64, lr=3e-3, pretrain=200, clone_updates=100,
-                     actor_depth=2, critic_depth=2)
+    config = replace(config, dataset="", seeds=(0,), variants=("none", "actor+critic"), critics=4, width=32, batch=64, lr=3e-3,
+                     pretrain=200, clone_updates=100, actor_depth=2, critic_depth=2)
     agent = trained(config, 600, data)
     with torch.no_grad(): pi = agent.policy(agent.nets["actor"].theta, agent.data["s"].expand(2, -1, -1), agent.groups()[0])
     assert ((pi - torch.as_tensor(s)).abs().mean((1, 2)) < .12).all()

@@ -34,8 +34,8 @@ class _Centre(torch.autograd.Function):
     "P_x(g) = g - mean(g) - x mean(g x), the gradient through a LayerNorm with output x, up to its factor 1/sigma."
     @staticmethod
     def project(g: Tensor, x: Tensor) -> Tensor:
-        one = torch.ones_like(x[..., :1])
-        return torch.ops.aten.native_layer_norm_backward(g.contiguous(), x, x.shape[-1:], torch.zeros_like(one), one, None, None, (True, False, False))[0]
+        one, backward = torch.ones_like(x[..., :1]), torch.ops.aten.native_layer_norm_backward
+        return backward(g.contiguous(), x, x.shape[-1:], torch.zeros_like(one), one, None, None, (True, False, False))[0]
 
     @staticmethod
     def forward(ctx, g: Tensor, x: Tensor) -> Tensor:
@@ -167,7 +167,8 @@ class EDAC(Agent):
                 i, theta = g.runs, self.nets["critic"].theta[g.runs]
                 entropy = -sample(*self.heads(self.nets["actor"].theta[i], s[i], g), noise[i])[1].mean(-1)
                 spread = self.q(theta, s[i], pi[i], g).std(1, correction=0).mean(-1)
-                grad = input_gradient(theta, torch.cat([s, a], -1)[i, None], self.sizes["critic"], g.variant.critic_norm, slice(s.shape[-1], None))[1]
+                x, acts = torch.cat([s, a], -1)[i, None], slice(s.shape[-1], None)
+                grad = input_gradient(theta, x, self.sizes["critic"], g.variant.critic_norm, acts, scaled=False)[1]
                 aligned = diversity(grad) if self.config.critics > 1 else torch.ones_like(spread)
                 out.append(torch.stack([self.alpha(g)[:, 0], entropy, spread, aligned]))
         return dict(zip(("alpha", "entropy", "q_spread", "alignment"), torch.cat(out, 1).cpu().double().numpy()))
@@ -263,10 +264,12 @@ def _check(c: EDACConfig) -> None:
     if c.critics < (2 if c.eta else 1):
         raise BadEnsemble(f"critics={c.critics}, eta={c.eta}: the diversity term compares critics; use critics >= 2, or eta=0 for SAC-N.")
     if c.pretrain and "actor+critic" in c.variants and not 0 <= c.clone_updates <= c.pretrain:
-        raise BadEnsemble(f"clone_updates={c.clone_updates}, pretrain={c.pretrain}: cloning is a part of pre-training; use 0 <= clone_updates <= pretrain.")
+        raise BadEnsemble(f"clone_updates={c.clone_updates}, pretrain={c.pretrain}: cloning is a part of pre-training; "
+                          "use 0 <= clone_updates <= pretrain.")
     if c.nstep: raise BadEnsemble(f"nstep={c.nstep}: soft returns go to the end of the episode; use nstep=0.")
     if c.tail not in ("repeat_last", "finite"): raise UnknownTail(f"tail={c.tail!r}: soft returns know 'repeat_last' and 'finite'.")
-    if c.soft_tail not in SOFT_TAILS: raise UnknownTail(f"soft_tail={c.soft_tail!r}: not a way to end soft returns.{suggest(c.soft_tail, SOFT_TAILS)}")
+    if c.soft_tail not in SOFT_TAILS:
+        raise UnknownTail(f"soft_tail={c.soft_tail!r}: not a way to end soft returns.{suggest(c.soft_tail, SOFT_TAILS)}")
 
 
 def train_edac(c: EDACConfig, work: Work) -> RunOutput:
