@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from rlpapers.offline.data import Transitions
-from rlpapers.offline.td3bc import TD3BCConfig, create_learner, step
+from rlpapers.offline.td3bc import TD3BC, TD3BCConfig
 
 OBS, ACT, ROWS = 11, 3, 20_000
 SEEDS = (1, 4, 16)
@@ -82,11 +82,11 @@ def main() -> None:
     print(f"{'width':>6} {'runs':>5} {'stacked':>9} {'one by one':>11} {'plain loop':>11} {'stacked / one by one':>21} {'stacked / plain':>16}")
     for width in map(int, sys.argv[1:] or (64, 256)):
         for n in SEEDS:
-            config = TD3BCConfig(seeds=tuple(range(n)), variants=("none",), width=width)
-            single = TD3BCConfig(seeds=(0,), variants=("none",), width=width)
-            stack, alone, plain = create_learner(config, data), create_learner(single, data), PlainTD3BC(single, data)
-            stacked = n * rate([lambda update: step(stack, update)])
-            loop, peer = rate([lambda update: step(alone, update)]), rate([plain.step])
+            config = TD3BCConfig(seeds=tuple(range(n)), variants=("none",), width=width, pretrain=0)
+            single = TD3BCConfig(seeds=(0,), variants=("none",), width=width, pretrain=0)
+            stack, alone, plain = TD3BC(config, data), TD3BC(single, data), PlainTD3BC(single, data)
+            stacked = n * rate([stack.step])
+            loop, peer = rate([alone.step]), rate([plain.step])
             print(f"{width:>6} {n:>5} {stacked:>9.0f} {loop:>11.0f} {peer:>11.0f} {stacked / loop:>21.2f} {stacked / peer:>16.2f}")
 
 
