@@ -353,6 +353,18 @@ def test_bad_configurations_name_the_field(change, error, match):
     EDAC(replace(SMALL, critics=1, eta=0.), synthetic())
 
 
+def test_reward_scale_temperature_and_eta_scale_together():
+    def loss(scale):
+        config = replace(SMALL, variants=("none",), reward_scale=scale, init_alpha=scale, eta=scale ** 2)
+        agent = trained(config, 0)
+        for x in unpack(agent.nets["critic"].theta, agent.sizes["critic"])[-1]: x.mul_(scale)      # Q in the rewards' units, in place
+        agent.targets["critic"].copy_(agent.nets["critic"].theta)
+        g, b = agent.groups()[0], agent.batch(1)
+        q, aligned = agent.q_diverse(agent.nets["critic"].theta, b, g)
+        return ((agent.td_target(b, g)[:, None] - q).pow(2).mean(-1).sum(-1) + aligned) / scale ** 2
+    torch.testing.assert_close(loss(.25), loss(1.), rtol=1e-4, atol=1e-5)
+
+
 # --- learning ---
 @pytest.mark.parametrize("config", [EDACConfig(eta=0.), EDACConfig(eta=.1), EDACBCConfig(eta=.1)], ids=["SAC-N", "EDAC", "EDAC+BC"])
 def test_bandit(config):

@@ -103,6 +103,7 @@ class EDACConfig(OfflineConfig):            # defaults are the paper's for hoppe
     critics: int = 50                       # N
     eta: float = 1.                         # weight of the diversity term
     critic_depth: int = 3
+    init_alpha: float = 1.                  # temperature at the start; scale it like the rewards
     soft_tail: str = "as_released"          # of soft returns cut by a time limit, or "consistent"
     released_init: bool = True              # first critic layer's fan-in taken from its output width
     diversity_rows: int = 0                 # rows of a batch that the diversity term looks at; 0 = all (the paper), fewer are cheaper
@@ -130,7 +131,7 @@ class EDAC(Agent):
         c = self.config
         self.add("actor", init=small_heads)
         self.add("critic", c.critics, lambda *args: small_heads(*args, head=3e-3, fan_out=c.released_init))
-        self.nets["log_alpha"] = Params.create(torch.zeros(len(c.seeds) * len(c.variants), 1, device=c.device))
+        self.nets["log_alpha"] = Params.create(torch.full((len(c.seeds) * len(c.variants), 1), math.log(c.init_alpha), device=c.device))
         self.targets["critic"] = self.nets["critic"].theta.clone()
 
     # policy and temperature
@@ -244,11 +245,12 @@ class EDAC(Agent):
             return b.r + c.gamma * (1 - b.d) * (q - self.alpha(g) * logp)
 
     def q_diverse(self, leaf: Tensor, b: Batch, g: Group) -> tuple[Tensor, Tensor | float]:  # (R, N, B), (R,)
-        "All critics on the data and eta D, from one forward pass."
+        "All critics on the data and eta D, from one forward pass where D looks at the whole batch."
         c, s, a = self.config, b.s, b.a
         if not c.eta: return self.q(leaf, s, a, g), 0.
-        x, acts = torch.cat([s, a], -1)[:, None], slice(s.shape[-1], None)
-        q, grad = input_gradient(leaf, x, self.sizes["critic"], g.variant.critic_norm, acts, min(c.diversity_rows, c.batch), scaled=False)
+        x, acts, size, norm = torch.cat([s, a], -1)[:, None], slice(s.shape[-1], None), self.sizes["critic"], g.variant.critic_norm
+        if not 0 < c.diversity_rows < c.batch: q, grad = input_gradient(leaf, x, size, norm, acts, scaled=False)
+        else: q, grad = self.q(leaf, s, a, g), input_gradient(leaf, x[..., :c.diversity_rows, :], size, norm, acts, scaled=False)[1]
         return q, c.eta * diversity(grad)
 
     def improve_critic(self, b: Batch, g: Group) -> None:
@@ -266,6 +268,7 @@ def _check(c: EDACConfig) -> None:
     if c.pretrain and "actor+critic" in c.variants and not 0 <= c.clone_updates <= c.pretrain:
         raise BadEnsemble(f"clone_updates={c.clone_updates}, pretrain={c.pretrain}: cloning is a part of pre-training; "
                           "use 0 <= clone_updates <= pretrain.")
+    if c.init_alpha <= 0: raise BadEnsemble(f"init_alpha={c.init_alpha}: a temperature is positive; 1 is the paper's.")
     if c.nstep: raise BadEnsemble(f"nstep={c.nstep}: soft returns go to the end of the episode; use nstep=0.")
     if c.tail not in ("repeat_last", "finite"): raise UnknownTail(f"tail={c.tail!r}: soft returns know 'repeat_last' and 'finite'.")
     if c.soft_tail not in SOFT_TAILS:
