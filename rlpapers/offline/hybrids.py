@@ -27,7 +27,8 @@ class UnknownLossScale(RLPapersError): "A way of scaling losses other than abs a
 def check_scale(loss_scale: str) -> None:
     "Raise UnknownLossScale unless abs or as_released."
     known = "abs", "as_released"
-    if loss_scale not in known: raise UnknownLossScale(f"loss_scale={loss_scale!r} is not a way of scaling losses.{suggest(loss_scale, known)}")
+    if loss_scale in known: return
+    raise UnknownLossScale(f"loss_scale={loss_scale!r} is not a way of scaling losses.{suggest(loss_scale, known)}")
 
 
 @dataclass(frozen=True)
