@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from rlpapers.offline.adroit import TASKS, MinSteps, UnknownReward, UnknownTask, demonstration_lengths, env_id_of, make_adroit
+from rlpapers.offline.demonstrator import load_demonstrations, replay
 
 LIMITS = dict(pen=100, door=300, hammer=624, relocate=527)
 needs_hand = pytest.mark.skipif(not __import__("importlib.util").util.find_spec("gymnasium_robotics"), reason="needs the extra adroit")
@@ -80,7 +81,8 @@ def by_hand(task, env):
     if task == "door":
         angle, bonus = float(h.data.qpos[h.door_hinge_addrs]), 0
         for level, more in ((.2, 2), (1., 8), (1.35, 10)): bonus += more if angle > level else 0
-        return -.1 * apart(site("grasp_site_id"), site("handle_site_id")) - .1 * (angle - 1.57) ** 2 - 1e-5 * (h.data.qvel ** 2).sum() + bonus
+        reach = -.1 * apart(site("grasp_site_id"), site("handle_site_id"))
+        return reach - .1 * (angle - 1.57) ** 2 - 1e-5 * (h.data.qvel ** 2).sum() + bonus
     palm, thing = site("S_grasp_site_id"), h.data.xpos[h.obj_body_id]
     reach = -.1 * apart(palm, thing)
     if task == "hammer":
@@ -108,7 +110,9 @@ def put(task, h):
     import mujoco
     joint = lambda name: h.model.jnt_qposadr[mujoco.mj_name2id(h.model, mujoco.mjtObj.mjOBJ_JOINT, name)]
     if task == "door": h.data.qpos[h.door_hinge_addrs] = 1.4
-    if task == "relocate": h.data.qpos[joint("OBJTx"):joint("OBJTx") + 3] += h.data.site_xpos[h.target_obj_site_id] - h.data.xpos[h.obj_body_id]
+    if task == "relocate":
+        first = joint("OBJTx")
+        h.data.qpos[first:first + 3] += h.data.site_xpos[h.target_obj_site_id] - h.data.xpos[h.obj_body_id]
     if task == "hammer": h.data.qpos[joint("nail_dir")] = .09
     h.data.qvel[:] = 0
     mujoco.mj_forward(h.model, h.data)
@@ -195,3 +199,57 @@ def test_demonstrations_exceed_limits():
     t = demonstration_lengths()
     assert (t.longest_human_demo > t.d4rl_limit).all() and not t["demonstrations fit"].any()
     assert t.paper_horizon.to_dict() == LIMITS == {k: x.horizon for k, x in TASKS.items()}
+
+
+def on_target(obs):
+    "Success of the pen task, read off the observations."
+    near = np.linalg.norm(obs[:, 39:42], axis=1) < .075
+    return near & ((obs[:, 33:36] * obs[:, 36:39]).sum(1) > .95)
+
+
+@needs_hand
+def test_demonstrations_replay_to_success():
+    demos = load_demonstrations()
+    assert len(demos) >= 15 and all(a.dtype == np.int8 and a.shape[1] == 24 for a in demos.values())
+    for seed, actions in list(demos.items())[:5]:
+        episode = replay(seed, actions)
+        assert on_target(episode["observations"]).sum() >= 10
+        assert episode["truncations"].tolist() == [False] * (len(actions) - 1) + [True] and not episode["terminations"].any()
+        again = replay(seed, actions)
+        assert all((again[k] == episode[k]).all() for k in episode), "the same bits"
+
+
+@needs_hand
+def test_planner_improves_its_plan():
+    import gymnasium as gym
+    import mujoco
+    from rlpapers.offline.demonstrator import Planner, PlannerConfig
+    env = gym.make(env_id_of("pen"))
+    env.reset(seed=1)
+    planner = Planner(env, PlannerConfig(candidates=12, horizon=8), np.random.default_rng(0))
+    state = np.empty(mujoco.mj_stateSize(planner.model, mujoco.mjtState.mjSTATE_INTEGRATION))
+    mujoco.mj_getState(planner.model, env.unwrapped.data, state, mujoco.mjtState.mjSTATE_INTEGRATION)
+    before = planner.rehearse(state, np.zeros((8, 24)))
+    first = planner()
+    assert first.shape == (2, 24) and np.abs(first).max() <= 1
+    assert planner.rehearse(state, np.concatenate([first, planner.plan[:6]])) > before
+    same = np.empty_like(state)
+    mujoco.mj_getState(planner.model, env.unwrapped.data, same, mujoco.mjtState.mjSTATE_INTEGRATION)
+    assert (state == same).all(), "planning does not touch the real hand"
+
+
+@needs_hand
+def test_pen_data_sets():
+    from rlpapers.core.datasets import content_checksum, dataset_spec
+    for kind in ("human", "cloned"):
+        spec = dataset_spec(f"offline/pen/{kind}-v0")
+        episodes = spec.build(spec)
+        assert sum(len(e.rewards) for e in episodes) == spec.rows and content_checksum(episodes) == spec.checksum
+    assert spec.env_id == env_id_of("pen") and (spec.ref_min_score, spec.ref_max_score) == (96.262799, 3076.8331017826877)
+
+
+def test_missing_demonstrations(monkeypatch, tmp_path):
+    import rlpapers.offline.demonstrator as demonstrator
+    from rlpapers.core.paths import Paths
+    monkeypatch.setattr(demonstrator, "project_paths", lambda: Paths(tmp_path))
+    with pytest.raises(demonstrator.MissingPolicy, match="pen-demonstrations.safetensors is missing"): load_demonstrations()
