@@ -258,7 +258,7 @@ def combine_halves(spec) -> list:  # of EpisodeBuffers; spec: of "<...>/medium-e
 
 
 PEN = {"human": (2_229, "826a09252d55ec4c", "25 demonstrations of a planner that carries its plan out clumsily"),   # rows, checksum, what
-       "cloned": (20_054, "90272bf6b9bfea30", "Half rollouts of a policy cloned from the planner's demonstrations, half those demonstrations")}
+       "cloned": (20_054, "90272bf6b9bfea30", "Half rollouts of a policy cloned from those demonstrations, half the demonstrations")}
 
 
 def build_pen(spec) -> list:  # of EpisodeBuffers; spec: of "offline/pen/<kind>-v0"
@@ -287,7 +287,8 @@ def register_all() -> None:
         hub(f"mujoco/{task}/medium-expert-v0", TASKS[task], "The hub's medium episodes, then its expert ones.", 2_000_000, combine_halves)
     for kind, (rows, checksum, about) in PEN.items():
         pen = "rlpapers/AdroitPen-v0"
-        register_dataset(DatasetSpec(f"offline/pen/{kind}-v0", pen, about + ".", "Apache-2.0", rows, checksum, build_pen, *score_range(pen)))
+        register_dataset(DatasetSpec(f"offline/pen/{kind}-v0", pen, about + ".", "Apache-2.0", rows, checksum, build_pen,
+                                     *score_range(pen)))
     for task, (human, cloned) in ADROIT_ROWS.items():
         env_id = f"rlpapers/Adroit{task.title()}-v0"
         hub(f"D4RL/{task}/human-v2", env_id, "25 human demonstrations, on the Minari hub.", human)
