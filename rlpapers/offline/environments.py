@@ -71,6 +71,11 @@ class Lanes:
         self.obs = np.stack([e.reset(seed=int(s))[0] for e, s in zip(self.envs, seeds, strict=True)])
         return self.obs.copy()
 
+    def restart(self, i: int, seed: int) -> np.ndarray:  # (obs,)
+        "Start the next episode of lane i alone."
+        self.obs[i] = self.envs[i].reset(seed=int(seed))[0]
+        return self.obs[i].copy()
+
     def step(self, actions: np.ndarray,      # (n, act) in the environment's units
              live: np.ndarray | None = None, # (n,) bool, lanes to advance; None = all
             ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:  # obs (n, obs), reward, terminated, truncated (n,)
@@ -94,6 +99,11 @@ class NumpyLanes:
         self.state = np.stack([self.start(seeding.np_random(int(s))[0]) for _, s in zip(range(self.n), seeds, strict=True)], 1)
         self.steps = np.zeros(self.n, int)
         return self.observe(self.state)
+
+    def restart(self, i: int, seed: int) -> np.ndarray:  # (obs,)
+        "Start the next episode of lane i alone."
+        self.state[:, i], self.steps[i] = self.start(seeding.np_random(int(seed))[0]), 0
+        return self.observe(self.state)[i]
 
     def step(self, actions: np.ndarray,      # (n, act) in the environment's units
              live: np.ndarray | None = None, # (n,) bool, lanes to advance; None = all
