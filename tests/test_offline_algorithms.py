@@ -1,4 +1,4 @@
-"What every algorithm of the offline paper promises: runs do not see each other, equal seeds give equal bits, resuming changes nothing, and it learns."
+"Promises of every offline algorithm: runs do not see each other, equal seeds give equal bits, resuming changes nothing, it learns."
 from dataclasses import dataclass, field, fields, replace
 from typing import Callable
 
@@ -15,7 +15,7 @@ from rlpapers.offline.trainer import MAIN, Agent, OfflineConfig, UnknownVariant,
 
 @dataclass(frozen=True)
 class Algorithm:
-    "An algorithm under test; `small` makes its updates cheap, `bandit` makes it learn in seconds, `greed` is how near to the best action it must come."
+    "An algorithm under test: fields for cheap updates, fields for learning in seconds, and how near to the best action it must come."
     agent: type[Agent]
     config: type[OfflineConfig]
     train: Callable
@@ -28,10 +28,12 @@ ALGORITHMS = {
     "bc": Algorithm(bc.BC, bc.BCConfig, bc.train_bc),
     "td3bc": Algorithm(td3bc.TD3BC, td3bc.TD3BCConfig, td3bc.train_td3bc),
     "cql": Algorithm(cql.CQL, cql.CQLConfig, cql.train_cql, dict(samples=3, policy_lr=1e-3), dict(cql=1.), .3),
-    "td3bccql": Algorithm(hybrids.TD3BCCQL, hybrids.TD3BCCQLConfig, hybrids.train_td3bccql, dict(samples=3), dict(alpha=10., cql=.1, pretrain_cql=.1), .25),
+    "td3bccql": Algorithm(hybrids.TD3BCCQL, hybrids.TD3BCCQLConfig, hybrids.train_td3bccql, dict(samples=3),
+                          dict(alpha=10., cql=.1, pretrain_cql=.1), .25),
     "rebrac": Algorithm(rebrac.ReBRAC, rebrac.ReBRACConfig, rebrac.train_rebrac),
     "iql": Algorithm(iql.IQL, iql.IQLConfig, iql.train_iql, {}, dict(beta=20., tau=.05), .3),
-    "edac": Algorithm(edac.EDAC, edac.EDACConfig, edac.train_edac, dict(critics=3, clone_updates=3), dict(clone_updates=150, eta=.1, lr=3e-3), .3),
+    "edac": Algorithm(edac.EDAC, edac.EDACConfig, edac.train_edac, dict(critics=3, clone_updates=3),
+                      dict(clone_updates=150, eta=.1, lr=3e-3), .3),
     "edacbc": Algorithm(hybrids.EDACBC, hybrids.EDACBCConfig, hybrids.train_edacbc, dict(critics=3, clone_updates=3, eta=1.),
                         dict(clone_updates=150, eta=.1, lr=3e-3, bc=.1), .3),
 }
@@ -49,7 +51,8 @@ def synthetic(n=300, seed=0, obs=3, act=2):
 
 
 def small(name, **changes):
-    shared = dict(dataset="offline/pendulum/tiny-v0", limit=2, seeds=(0, 1), variants=MAIN, width=16, batch=32, updates=12, pretrain=6, eval_every=4, eval_episodes=1)
+    shared = dict(dataset="offline/pendulum/tiny-v0", limit=2, seeds=(0, 1), variants=MAIN, width=16, batch=32, updates=12, pretrain=6,
+                  eval_every=4, eval_episodes=1)
     return ALGORITHMS[name].config(**{**shared, **ALGORITHMS[name].small, **changes})
 
 
@@ -108,7 +111,7 @@ class DyingWork(Work):
 
 @each
 def test_killed_run_resumes_to_the_same_bits(name, tmp_path):
-    config, train = small(name, eval_every=5, pretrain=7), ALGORITHMS[name].train             # killed within phase 1 and again within phase 2
+    config, train = small(name, eval_every=5, pretrain=7), ALGORITHMS[name].train          # killed within phase 1 and within phase 2
     whole = train(config, Work()).metrics
     for saves in (1, 1):
         with pytest.raises(Killed): train(config, DyingWork(tmp_path, saves))
@@ -161,4 +164,5 @@ def test_the_hybrid_without_its_term_is_the_plain_algorithm():
 
 @pytest.mark.parametrize("name", ["td3bccql", "edacbc"])
 def test_unknown_loss_scale_names_the_alternatives(name):
-    with pytest.raises(hybrids.UnknownLossScale, match="as_released"): ALGORITHMS[name].agent(small(name, loss_scale="as released"), synthetic())
+    config = small(name, loss_scale="as released")
+    with pytest.raises(hybrids.UnknownLossScale, match="as_released"): ALGORITHMS[name].agent(config, synthetic())

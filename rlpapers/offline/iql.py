@@ -56,7 +56,8 @@ class IQL(Agent):
     def build(self) -> None:
         "Actor, critics, value network, target critics."
         self.sizes["value"] = (self.sizes["actor"][0], *self.sizes["critic"][1:])
-        self.add("actor", init=gaussian_stack), self.add("critic", self.critics, init=orthogonal_stack), self.add("value", init=orthogonal_stack)
+        self.add("actor", init=gaussian_stack), self.add("value", init=orthogonal_stack)
+        self.add("critic", self.critics, init=orthogonal_stack)
         self.targets["critic"] = self.nets["critic"].theta.clone()
 
     def policy(self, theta: Tensor, s: Tensor, g: Group) -> Tensor:  # (R, B, act)
