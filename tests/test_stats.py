@@ -53,8 +53,7 @@ def test_coverage_at_five_runs():
 BAD = {"is empty": [], "not finite": [1, np.nan], "are not finite": [[np.inf, 1]], "has shape": np.zeros((2, 2, 2))}
 @pytest.mark.parametrize("message", BAD)
 @pytest.mark.parametrize("call", [stats.bootstrap_interval, lambda x: stats.performance_profile(x, [0]),
-                                  lambda x: stats.probability_of_improvement(x, [1, 2]), lambda x: stats.probability_of_improvement([1, 2], x),
-                                  lambda x: stats.ratio_of_means(x, [1, 2]), lambda x: stats.ratio_of_means([1, 2], x)])
+                                  lambda x: stats.probability_of_improvement(x, [1, 2]), lambda x: stats.probability_of_improvement([1, 2], x)])
 def test_bad_scores_are_refused(call, message):
     with pytest.raises(stats.StatsError, match=message): call(BAD[message])
 
@@ -75,12 +74,6 @@ def test_probability_interval_agrees_with_scipy():
     theirs = scipy_stats.bootstrap((x, y), share, method="percentile", n_resamples=4000, rng=0, vectorized=True).confidence_interval
     _, low, high = stats.probability_of_improvement(x, y, reps=4000)
     assert .99 < (high - low) / (theirs.high - theirs.low) < 1.2                  # ours is expanded, by 8 % at n = 20
-
-def test_paired_ratio_uses_the_pairing():
-    base = np.random.default_rng(0).gamma(4, size=8)
-    _, low, high = stats.ratio_of_means(.5 * base, base, paired=True)
-    assert (low, high) == (pytest.approx(.5), pytest.approx(.5))
-    with pytest.raises(stats.StatsError, match="cannot be paired"): stats.ratio_of_means(base, base[:3], paired=True)
 
 def test_curve_band_redraws_whole_curves():
     frame = pd.DataFrame([dict(seed=s, t=t, y=s + 10. * t) for s in range(5) for t in range(6)]).sample(frac=1, random_state=0)

@@ -6,8 +6,9 @@
 __all__ = ['app', 'Papers', 'AsJson', 'ScaleOption', 'Out', 'list_items', 'claims', 'experiment_notebooks', 'reproduce', 'audit',
            'promote', 'site', 'doctor', 'main']
 
-# %% ../../nbs/core/21_cli.ipynb #b146e574
+# %% ../../nbs/core/21_cli.ipynb #ec9b0e1e
 import json, random, shutil, subprocess, sys
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Optional
 import typer
@@ -56,10 +57,19 @@ def claims(names: Papers = None, as_json: AsJson = False, out: Out = "figures") 
     if as_json: return typer.echo(json.dumps(rows, indent=1, ensure_ascii=False))
     _show(rows, ["paper", "claim", "statement", "verdict", "scale", "evidence"])
 
-# %% ../../nbs/core/21_cli.ipynb #b9fa9404
+# %% ../../nbs/core/21_cli.ipynb #81cc6ca5
 def experiment_notebooks(names: list[str]) -> list[Path]:
     "The notebooks that papermill runs, in reading order."
     return [path for name in names for path in sorted((project_paths().nbs/name).glob("1[0-9]_*.ipynb"))]
+
+def _plan(names: list[str], scale: Scale, seeds: int) -> None:
+    "Print the runs of each paper's `grids.plan`, their totals, and how to train them on a Ray cluster."
+    plans = [import_module(f"rlpapers.{n}.grids").plan for n in names if (project_paths().root/"rlpapers"/n/"grids.py").exists()]
+    rows = [row for plan in plans for row in plan(scale.value, seeds)]
+    _show(rows, ["notebook", "run", "stack", "updates", "hours", "evaluation", "state"])
+    todo = [r for r in rows if r["state"] != "recorded"]
+    typer.echo(f"\n{len(todo)} of {len(rows)} runs to train: {sum(r['updates'] for r in todo):,} stacked updates, about {sum(r['hours'] for r in todo):,.0f} {'GPU' if scale is Scale.paper else 'core'}-hours "
+               f"and {sum(r['evaluation'] for r in todo):,.0f} core-hours of evaluation.\nOn a Ray cluster: rlpapers reproduce {' '.join(names)} --scale {scale} --engine ray")
 
 @app.command()
 def reproduce(names: Papers = None, scale: ScaleOption = Scale.laptop,
@@ -67,6 +77,7 @@ def reproduce(names: Papers = None, scale: ScaleOption = Scale.laptop,
               rerun: Annotated[str, typer.Option(help="Train again what is `missing`, also what is `stale`, or `all`.")] = "missing",
               fresh: Annotated[bool, typer.Option("--fresh", help="The same as --rerun all.")] = False,
               seeds: Annotated[int, typer.Option(help="Number of seeds; 0 takes the scale's own.")] = 0,
+              dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be trained, what it costs, and the command for a cluster.")] = False,
               jobs: Annotated[int, typer.Option(min=1, help="Notebooks at once; each trains its runs on all cores.")] = 1, out: Out = "figures",
               timeout: Annotated[float, typer.Option(help="Seconds for one notebook.")] = 7 * 24 * 3600) -> None:
     "Regenerate every figure and table through papermill. Recorded runs are reused; a notebook that fails does not stop the others."
@@ -74,6 +85,7 @@ def reproduce(names: Papers = None, scale: ScaleOption = Scale.laptop,
     from rlpapers.core.notebooks import run_notebooks
     for value, known in ((engine.partition(":")[0], ENGINES), (rerun, RERUN)):
         if value not in known: raise typer.BadParameter(f"no {value!r}.{suggest(value, known)}")
+    if dry_run: return _plan(names, scale, seeds)
     paths = experiment_notebooks(names)
     if not paths: return typer.echo(f"No experiment notebooks yet for {', '.join(names)}.")
     parameters = dict(scale=scale.value, engine=engine, rerun="all" if fresh else rerun, seeds=seeds, out=out)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['StatsError', 'as_scores', 'iqm', 'median_of_means', 'optimality_gap', 'bootstrap_interval', 'interval_text',
-           'curve_band', 'probability_of_improvement', 'ratio_of_means', 'performance_profile']
+           'curve_band', 'probability_of_improvement', 'performance_profile']
 
 # %% ../../nbs/core/06_stats.ipynb #5ade6ed9
 import numpy as np
@@ -107,19 +107,6 @@ def probability_of_improvement(x, y,           # (runs, tasks) of X and of Y; sa
     u, v = (rng.multinomial(len(a), np.full(len(a), 1 / len(a)), size=(reps, tasks)) / len(a) for a in (x, y))
     values = (np.einsum("rti,ijt,rtj->r", u, wins, v, optimize=True) / tasks).clip(0, 1)
     return wins.mean(), *_quantiles(values, level, min(len(x), len(y)), tasks, True)
-
-def ratio_of_means(x, y,                       # (runs,) positive
-                   paired: bool = False,       # run i of x and of y share seed and data
-                   level: float = .95, reps: int = 2000, seed: int = 0, expand: bool = True,
-                  ) -> tuple:                  # mean(x)/mean(y), low, high
-    "Ratio of two means with its bootstrap interval; raises `StatsError`."
-    x, y = as_scores(x, "x")[:, 0], as_scores(y, "y")[:, 0]
-    if min(x.min(), y.min()) < 0 or not y.min(): raise StatsError("A ratio of means needs scores above zero.")
-    if paired and len(x) != len(y): raise StatsError(f"{len(x)} runs cannot be paired with {len(y)}.")
-    rng = np.random.default_rng(seed)
-    i = rng.integers(len(x), size=(reps, len(x)))
-    j = i if paired else rng.integers(len(y), size=(reps, len(y)))
-    return x.mean() / y.mean(), *_quantiles(x[i].mean(1) / y[j].mean(1), level, min(len(x), len(y)), 1, expand)
 
 # %% ../../nbs/core/06_stats.ipynb #37b2722f
 def performance_profile(scores,                # (runs, tasks)

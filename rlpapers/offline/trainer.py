@@ -84,7 +84,8 @@ class Batch:
 
     def __getattr__(self, name: str) -> Tensor:
         if name not in self.__dict__.get("data", ()): raise AttributeError(name)
-        return self.spread(self.data[name][self.rows])
+        self.__dict__[name] = self.spread(self.data[name][self.rows])      # gather once
+        return self.__dict__[name]
 
     def spread(self, x: Tensor) -> Tensor:  # (S, ...) -> (R, ...)
         "Repeat seeds for all variants."
