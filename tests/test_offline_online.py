@@ -1,4 +1,4 @@
-"Offline to online: the offline phase is the trainer's, runs do not see each other, a killed run resumes to the same bits, and own transitions teach."
+"Offline to online: runs do not see each other, a killed run resumes to the same bits, own transitions teach."
 from dataclasses import replace
 
 import numpy as np
@@ -12,8 +12,8 @@ from rlpapers.offline.online import Actors, BadOnline, Buffer, Online, OnlineCon
 from rlpapers.offline.td3bc import TD3BC
 from rlpapers.offline.trainer import Evaluator
 
-SMALL = OnlineConfig(dataset="offline/cartpole/tiny-v0", seeds=(0, 1), width=16, actor_depth=2, batch=32, lr=1e-3, updates=8, pretrain=4, bootstrap_on_timeout=True,
-                     eval_every=8, eval_episodes=1, online_steps=48, warmup=6, save_every=16, exploration=.3)
+SMALL = OnlineConfig(dataset="offline/cartpole/tiny-v0", seeds=(0, 1), width=16, actor_depth=2, batch=32, lr=1e-3, updates=8, pretrain=4,
+                     bootstrap_on_timeout=True, eval_every=8, eval_episodes=1, online_steps=48, warmup=6, save_every=16, exploration=.3)
 
 
 def stack(config, steps, updates=8):
@@ -54,10 +54,9 @@ class DyingWork(Work):
         if not self.left: raise Killed
 
 
-@pytest.mark.parametrize("dataset, saves", [("offline/cartpole/tiny-v0", 1), ("offline/cartpole/tiny-v0", 2), ("offline/cartpole/tiny-v0", 3),
-                                            ("offline/pendulum/tiny-v0", 2), ("offline/hopper/tiny-v0", 3)])
-def test_killed_run_resumes_to_the_same_bits(tmp_path, dataset, saves):  # save 1 ends the offline phase
-    config = replace(SMALL, dataset=dataset, exploration=1.)
+@pytest.mark.parametrize("task, saves", [("cartpole", 1), ("cartpole", 2), ("cartpole", 3), ("pendulum", 2), ("hopper", 3)])
+def test_killed_run_resumes_to_the_same_bits(tmp_path, task, saves):  # save 1 ends the offline phase
+    config = replace(SMALL, dataset=f"offline/{task}/tiny-v0", exploration=1.)
     whole, again = Work(tmp_path / "whole"), Work(tmp_path / "again")
     metrics = train_online(config, whole).metrics
     with pytest.raises(Killed): train_online(config, DyingWork(tmp_path / "again", saves))
@@ -115,8 +114,8 @@ def test_bad_settings_name_the_field():
 
 def test_own_transitions_teach():
     "A clone of few rows balances longer after some time online, and measures agree with the curve."
-    config = replace(SMALL, seeds=(0, 1, 2), variants=("actor+critic",), width=32, batch=64, updates=200, pretrain=200, gamma=.95, tau=.02, online_alpha=1000.,
-                     online_steps=1500, warmup=100, eval_every=250, eval_episodes=5, save_every=10_000, exploration=.1)
+    config = replace(SMALL, seeds=(0, 1, 2), variants=("actor+critic",), width=32, batch=64, updates=200, pretrain=200,
+                     gamma=.95, tau=.02, online_alpha=1000., online_steps=1500, warmup=100, eval_every=250, eval_episodes=5, save_every=10_000, exploration=.1)
     frame = train_online(config, Work()).metrics
     curve = frame[frame["update"] >= 200].pivot(index="step", columns="seed", values="score")
     assert curve.iloc[-3:].mean().mean() > curve.iloc[0].mean() + 5

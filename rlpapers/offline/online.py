@@ -38,9 +38,11 @@ class OnlineConfig(TD3BCConfig):            # defaults: the paper's hopper-mediu
     save_every: int = 25_000                # online steps between checkpoints, which hold the buffers
 
     def __post_init__(self):
-        if not 0 <= self.offline_share <= 1: raise BadOnline(f"offline_share={self.offline_share}: give the share of offline rows in a batch, 0 to 1.")
+        if not 0 <= self.offline_share <= 1:
+            raise BadOnline(f"offline_share={self.offline_share}: give the share of offline rows in a batch, 0 to 1.")
         if not 1 <= self.warmup < self.online_steps:
-            raise BadOnline(f"warmup={self.warmup}: {self.online_steps} online steps would update nothing or draw from an empty buffer; choose 1 to {self.online_steps - 1}.")
+            raise BadOnline(f"warmup={self.warmup}: of {self.online_steps} online steps none would update, or from an empty buffer; "
+                            f"choose 1 to {self.online_steps - 1}.")
 
 # %% ../../nbs/offline/07h_online.ipynb #0f5e9de2
 class Buffer:
@@ -94,8 +96,8 @@ class Actors:
     def explore(self, s: Tensor, step: int) -> Tensor:  # (R, 1, obs) -> (R, act) in [-1, 1]
         "Noisy actions of online step `step`, from 0."
         c = self.config
-        xi = np.stack([counter_generator(derive_seed(i, "explore"), step).standard_normal(self.evaluator.agent.act_dim, np.float32) for i in c.seeds])
-        xi = torch.as_tensor(np.tile(xi, (len(c.variants), 1)), device=s.device)
+        draw = lambda seed: counter_generator(derive_seed(seed, "explore"), step).standard_normal(self.evaluator.agent.act_dim, np.float32)
+        xi = torch.as_tensor(np.tile(np.stack([draw(i) for i in c.seeds]), (len(c.variants), 1)), device=s.device)
         return (self.evaluator.actions(s)[:, 0] + c.exploration * xi).clamp(-1, 1)
 
     def step(self) -> None:
@@ -138,7 +140,8 @@ class Online:
         "Offline rows and own rows by (seed, update)."
         c, b = self.agent.config, self.agent.batch(update)
         known = round(c.offline_share * c.batch)
-        own = np.stack([counter_generator(derive_seed(s, "own rows"), update).integers(self.buffer.filled, size=c.batch - known) for s in c.seeds])
+        draw = lambda seed: counter_generator(derive_seed(seed, "own rows"), update).integers(self.buffer.filled, size=c.batch - known)
+        own = np.stack([draw(s) for s in c.seeds])
         buffer = {k: x[g.runs] for k, x in self.buffer.columns.items()}
         return MixedBatch(c.seeds, update, g.repeat, b.rows[:, :known], b.data, torch.as_tensor(own, device=c.device), buffer)
 
@@ -196,8 +199,9 @@ def train_online(c: OnlineConfig, work: Work) -> RunOutput:
     if start > c.updates: online.restore(state["online"])
     for step in range(max(0, start - c.updates) + 1, c.online_steps + 1):
         online.step()
-        if not step % c.eval_every or step == c.online_steps: work.report(c.updates + step, total, record("online", online.update, step))
-        if not step % c.save_every or step == c.online_steps: work.save(c.updates + step, get_state(agent, record.rows) | dict(online=online.state()))
+        due = lambda every: step % every == 0 or step == c.online_steps
+        if due(c.eval_every): work.report(c.updates + step, total, record("online", online.update, step))
+        if due(c.save_every): work.save(c.updates + step, get_state(agent, record.rows) | dict(online=online.state()))
     return RunOutput(metrics=pd.DataFrame(record.rows))
 
 # %% ../../nbs/offline/07h_online.ipynb #606b4993
