@@ -54,26 +54,25 @@ def input_gradient(theta: Tensor,            # (..., P) flat parameters of netwo
                    sizes: tuple[int, ...],   # layer widths, see `mlp`
                    norm: bool = True,        # LayerNorm on or off
                    part: slice = slice(None),  # which inputs, for instance the actions
-                   rows: int = 0,            # gradient of the first rows only, 0 = all B
                    scaled: bool = True,      # False leaves out the factors 1/sigma: same direction, cheaper
-                  ) -> tuple[Tensor, Tensor]:  # Q (..., B) and dQ/dx (..., rows, part)
+                  ) -> tuple[Tensor, Tensor]:  # Q (..., B) and dQ/dx (..., B, part)
     "Value and input gradient of a stack of networks as a formula that ordinary autograd can differentiate."
-    lead, (batch, width), rows = theta.shape[:-1], x.shape[-2:], rows or x.shape[-2]
+    lead, (batch, width) = theta.shape[:-1], x.shape[-2:]
     h, kept = x.expand(*lead, batch, width).reshape(-1, batch, width), []
     *body, head = unpack(theta.reshape(-1, theta.shape[-1]), sizes)
     for w, b in body:
         z = torch.baddbmm(b, h, w)
-        sigma = (z[:, :rows].var(-1, correction=0, keepdim=True) + 1e-5).sqrt() if norm and scaled else None
+        sigma = (z.var(-1, correction=0, keepdim=True) + 1e-5).sqrt() if norm and scaled else None
         if norm: z = F.layer_norm(z, z.shape[-1:])
-        kept.append((w, z[:, :rows].contiguous(), sigma))
+        kept.append((w, z, sigma))
         h = F.relu(z)
-    g = head[0].mT.expand(-1, rows, -1)
+    g = head[0].mT.expand(-1, batch, -1)
     for k, (w, z, sigma) in reversed(list(enumerate(kept))):
         g = torch.ops.aten.threshold_backward(g, z, 0)
         if norm: g = _Centre.apply(g, z)
         if sigma is not None: g = g / sigma
         g = g @ (w if k else w[:, part]).mT
-    return torch.baddbmm(head[1], h, head[0]).view(*lead, batch), g.view(*lead, rows, -1)
+    return torch.baddbmm(head[1], h, head[0]).view(*lead, batch), g.view(*lead, batch, -1)
 
 # %% ../../nbs/offline/07c_edac.ipynb #4b43efce
 def small_heads(sizes: tuple[int, ...],              # layer widths

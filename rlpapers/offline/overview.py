@@ -71,7 +71,7 @@ INVENTORY = [
     Item("X3", "Calibration of the critic against returns around the switch (own)", "figure", ABLATIONS, ("C4",)),
     Item("X4", "Length of pre-training (own)", "figure", ABLATIONS, ("C3", "C4")),
     Item("X5", "Treatment of the return beyond a time limit (own)", "figure", ABLATIONS),
-    Item("X6", "Training throughput against public implementations (own)", "figure", TABLES),
+    Item("X6", "Training throughput against public implementations (own)", "figure", HEADLINE),
     Item("X7", "Aggregate scores with interval estimates (own)", "figure", HEADLINE, ("C3", "C5")),
     Item("X9", "Value regularisation while pre-training (own)", "figure", ABLATIONS),
     Item("X10", "Other targets for critic pre-training (own)", "figure", BEYOND, ("B1",)),

@@ -1,0 +1,54 @@
+"Grids: what the experiments train is what the paper and the scales say, and a dry run counts it without training."
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from rlpapers.core.cli import app
+from rlpapers.core.scale import UnknownField
+from rlpapers.offline import grids
+from rlpapers.offline.grids import EXPERIMENTS, MUJOCO, medium, plan, settings
+from rlpapers.offline.trainer import VARIANTS
+
+
+@pytest.mark.parametrize("scale", ["smoke", "laptop", "paper"])
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_run_can_be_looked_up(name, scale):
+    from rlpapers.core.record import run_key
+    grid = EXPERIMENTS[name](scale)
+    for fn, c in grid.values():
+        assert len(run_key(fn, c)) == 16 and set(c.variants) <= set(VARIANTS)
+        assert 0 < c.pretrain < c.updates and len(c.seeds) >= (2 if scale == "smoke" else 5)
+    keys = [run_key(fn, c) for fn, c in grid.values()]
+    assert len(set(keys)) == len(keys) or scale == "smoke", "two names for one run"     # smoke knows one small data set for all kinds
+
+
+def test_paper_scale_is_the_papers():
+    published = {"HalfCheetah": (20., 300_000, .1), "Hopper": (10., 500_000, 0.), "Walker2d": (5., 500_000, 0.)}
+    for task, (alpha, updates, lam) in published.items():
+        c = medium("paper")[task][1]
+        assert (c.alpha, c.updates, c.lam, c.width, c.batch, c.lr, c.tau, c.gamma) == (alpha, updates, lam, 256, 256, 3e-4, .005, .99)
+        assert c.dataset == f"mujoco/{task.lower()}/medium-v0" and c.device == "cuda"
+    assert [medium("paper", 0, "EDAC")[t][1].critics for t in MUJOCO] == [10, 50, 10]
+
+
+def test_seeds_can_be_chosen_and_unknown_fields_are_named():
+    assert medium("laptop", 3)["Hopper"][1].seeds == (10, 11, 12)
+    with pytest.raises(UnknownField, match="alpha"): settings("TD3+BC", "Hopper", "medium", "laptop", alhpa=3.)
+
+
+def test_dry_run_counts_and_trains_nothing(monkeypatch):
+    monkeypatch.setattr(grids, "run_grid", None)
+    rows = plan("paper")
+    result = CliRunner().invoke(app, ["reproduce", "offline", "--scale", "paper", "--dry-run"])
+    assert result.exit_code == 0, result.output
+    assert f"{len(rows)} of {len(rows)} runs to train" in result.output and "GPU-hours" in result.output
+    assert "rlpapers reproduce offline --scale paper --engine ray" in result.output
+    assert {r["notebook"] for r in rows} == set(EXPERIMENTS) and all(r["hours"] > 0 and r["updates"] > 0 for r in rows)
+    assert json.dumps(rows)
+
+
+def test_a_run_that_experiments_share_is_planned_once():
+    names = [(r["notebook"], r["run"]) for r in plan("laptop")]
+    shared = sum(len(EXPERIMENTS[n]("laptop")) for n in EXPERIMENTS)
+    assert len(names) < shared
