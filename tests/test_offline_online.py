@@ -115,7 +115,8 @@ def test_bad_settings_name_the_field():
 def test_own_transitions_teach():
     "A clone of few rows balances longer after some time online, and measures agree with the curve."
     config = replace(SMALL, seeds=(0, 1, 2), variants=("actor+critic",), width=32, batch=64, updates=200, pretrain=200,
-                     gamma=.95, tau=.02, online_alpha=1000., online_steps=1500, warmup=100, eval_every=250, eval_episodes=5, save_every=10_000, exploration=.1)
+                     gamma=.95, tau=.02, online_alpha=1000., online_steps=1500, warmup=100,
+                     eval_every=250, eval_episodes=5, save_every=10_000, exploration=.1)
     frame = train_online(config, Work()).metrics
     curve = frame[frame["update"] >= 200].pivot(index="step", columns="seed", values="score")
     assert curve.iloc[-3:].mean().mean() > curve.iloc[0].mean() + 5
