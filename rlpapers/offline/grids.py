@@ -140,7 +140,7 @@ def limited(scale: str, seeds: int = 0) -> Grid:
 
 def online(scale: str, seeds: int = 0) -> Grid:
     "Beyond the paper: from offline to online."
-    steps = {Scale.paper: {}, Scale.laptop: dict(updates=1500, pretrain=500, online_steps=4000, warmup=250, save_every=1000), Scale.smoke: dict(online_steps=60, warmup=20, save_every=30)}[Scale(scale)]
+    steps = {Scale.paper: {}, Scale.laptop: dict(updates=4000, pretrain=500, online_steps=4000, warmup=250, save_every=1000), Scale.smoke: dict(online_steps=60, warmup=20, save_every=30)}[Scale(scale)]
     return {task: stack("online", task, "medium", scale, seeds, variants=("none", "actor-only", "actor+critic"), **steps) for task in ablation_tasks(scale)}
 
 
