@@ -8,7 +8,7 @@ import torch
 from rlpapers.core.record import Work
 from rlpapers.offline.data import Normalizer, load_transitions
 from rlpapers.offline.environments import CARTPOLE, Lanes, lanes
-from rlpapers.offline.online import Actors, BadOnline, Buffer, Online, OnlineConfig, first_dip, online_steps_to, train_online
+from rlpapers.offline.online import BadOnline, Online, OnlineConfig, first_dip, online_steps_to, train_online
 from rlpapers.offline.td3bc import TD3BC
 from rlpapers.offline.trainer import Evaluator
 

@@ -7,8 +7,7 @@ __all__ = ['app', 'Papers', 'AsJson', 'ScaleOption', 'Out', 'list_items', 'claim
            'promote', 'site', 'doctor', 'main']
 
 # %% ../../nbs/core/21_cli.ipynb #ec9b0e1e
-import json, random, shutil, subprocess, sys
-from importlib import import_module
+import importlib, json, random, shutil, subprocess, sys
 from pathlib import Path
 from typing import Annotated, Optional
 import typer
@@ -47,8 +46,7 @@ def list_items(names: Papers = None, as_json: AsJson = False, out: Out = "figure
     rows = [row for name in names for row in status(out, name)]
     if as_json: return typer.echo(json.dumps(rows, indent=1, ensure_ascii=False))
     _show(rows, ["paper", "id", "title", "kind", "scale", "status"])
-    done = {(r["paper"], r["id"]) for r in rows if r["status"] == "regenerated"}
-    typer.echo(f"\n{len(done)} of {len({(r['paper'], r['id']) for r in rows})} figures and tables regenerated. Remake them with `rlpapers reproduce`.")
+    typer.echo(f"\n{len({(r['paper'], r['id']) for r in rows if r['status'] == 'regenerated'})} of {len({(r['paper'], r['id']) for r in rows})} figures and tables regenerated. Remake them with `rlpapers reproduce`.")
 
 @app.command()
 def claims(names: Papers = None, as_json: AsJson = False, out: Out = "figures") -> None:
@@ -64,12 +62,11 @@ def experiment_notebooks(names: list[str]) -> list[Path]:
 
 def _plan(names: list[str], scale: Scale, seeds: int) -> None:
     "Print the runs of each paper's `grids.plan`, their totals, and how to train them on a Ray cluster."
-    plans = [import_module(f"rlpapers.{n}.grids").plan for n in names if (project_paths().root/"rlpapers"/n/"grids.py").exists()]
-    rows = [row for plan in plans for row in plan(scale.value, seeds)]
+    rows = [row for n in names if (project_paths().root/"rlpapers"/n/"grids.py").exists() for row in importlib.import_module(f"rlpapers.{n}.grids").plan(scale.value, seeds)]
     _show(rows, ["notebook", "run", "stack", "updates", "hours", "evaluation", "state"])
-    todo = [r for r in rows if r["state"] != "recorded"]
-    typer.echo(f"\n{len(todo)} of {len(rows)} runs to train: {sum(r['updates'] for r in todo):,} stacked updates, about {sum(r['hours'] for r in todo):,.0f} {'GPU' if scale is Scale.paper else 'core'}-hours "
-               f"and {sum(r['evaluation'] for r in todo):,.0f} core-hours of evaluation.\nOn a Ray cluster: rlpapers reproduce {' '.join(names)} --scale {scale} --engine ray")
+    runs, updates, hours, evaluation = (sum(r[k] for r in rows if r["state"] != "recorded") for k in ("count", "updates", "hours", "evaluation"))
+    typer.echo(f"\n{runs} of {len(rows)} runs to train: {updates:,} stacked updates, about {hours:,.0f} {'GPU' if scale is Scale.paper else 'core'}-hours and "
+               f"{evaluation:,.0f} core-hours of evaluation.\nOn a Ray cluster: rlpapers reproduce {' '.join(names)} --scale {scale} --engine ray")
 
 @app.command()
 def reproduce(names: Papers = None, scale: ScaleOption = Scale.laptop,
@@ -86,8 +83,7 @@ def reproduce(names: Papers = None, scale: ScaleOption = Scale.laptop,
     for value, known in ((engine.partition(":")[0], ENGINES), (rerun, RERUN)):
         if value not in known: raise typer.BadParameter(f"no {value!r}.{suggest(value, known)}")
     if dry_run: return _plan(names, scale, seeds)
-    paths = experiment_notebooks(names)
-    if not paths: return typer.echo(f"No experiment notebooks yet for {', '.join(names)}.")
+    if not (paths := experiment_notebooks(names)): return typer.echo(f"No experiment notebooks yet for {', '.join(names)}.")
     parameters = dict(scale=scale.value, engine=engine, rerun="all" if fresh else rerun, seeds=seeds, out=out)
     typer.echo(f"{len(paths)} notebooks at {scale} scale; executed copies go to {project_paths().runs.name}/notebooks/{scale}/")
     def tell(r): typer.echo(f"  {'ok    ' if r.ok else 'FAILED'} {r.seconds:6.1f} s  {r.notebook}" + ("" if r.ok else f"\n         {r.status}: {r.message}\n         {r.output or ''}"))
@@ -121,8 +117,7 @@ def audit(names: Papers = None, number: Annotated[int, typer.Option("-n", min=1,
 @app.command()
 def promote(names: Papers = None, out: Out = "figures") -> None:
     "Copy the runs behind the current figures into data/record/, which git tracks; drop recorded runs that no figure uses."
-    used = {key for file in ("manifest.json", "claims.json") for row in read_rows(out_folder(out)/file) for key in row["run_keys"]}
-    if not used: raise RLPapersError(f"No figure in {out_folder(out)} comes from a run. Is --out right? Run `rlpapers reproduce` first.")
+    if not (used := {key for file in ("manifest.json", "claims.json") for row in read_rows(out_folder(out)/file) for key in row["run_keys"]}): raise RLPapersError(f"No figure in {out_folder(out)} comes from a run. Is --out right? Run `rlpapers reproduce` first.")
     mine = lambda root: [run for run in recorded_runs(root) if run.folder.parent.parent.name in names]
     for run in mine(project_paths().runs):
         if run.key in used and run.status == "fresh": typer.echo(f"recorded {copy_run(run).folder.relative_to(project_paths().root)}")

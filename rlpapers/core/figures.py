@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # %% ../../nbs/core/08_figures.ipynb #7b781c09
 COLUMN = 5.5                                       # width of a figure, inches
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-STYLE = {"figure.figsize": (COLUMN, 3.2), "figure.dpi": 80, "figure.constrained_layout.use": True, "font.family": "DejaVu Sans",
+STYLE = {"figure.figsize": (COLUMN, 3.2), "figure.dpi": 68, "figure.constrained_layout.use": True, "font.family": "DejaVu Sans",
          "font.size": 9, "axes.titlesize": 9, "axes.labelsize": 9, "xtick.labelsize": 8, "ytick.labelsize": 8, "legend.fontsize": 8,
          "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True, "grid.color": "#e6e6e6",
          "grid.linewidth": .6, "lines.linewidth": 1.6, "legend.frameon": False, "svg.fonttype": "path",

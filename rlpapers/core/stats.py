@@ -37,8 +37,7 @@ def iqm(x,        # scores, any shape
     axes = tuple(range(x.ndim)) if axis is None else np.atleast_1d(axis).tolist()
     x = np.moveaxis(x, axes, range(-len(axes), 0))
     x = np.sort(x.reshape(*x.shape[:x.ndim - len(axes)], -1), axis=-1)
-    cut = x.shape[-1] // 4
-    return x[..., cut:x.shape[-1] - cut].mean(-1)
+    return x[..., (cut := x.shape[-1] // 4):x.shape[-1] - cut].mean(-1)
 
 def median_of_means(x, axis=(-2, -1)) -> np.ndarray:
     "Median over tasks (second axis) of the mean over runs (first axis)."

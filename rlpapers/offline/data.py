@@ -201,4 +201,4 @@ def load_transitions(name: str, limit: int = 0) -> tuple[Transitions, str]:  # r
     return to_transitions(dataset.iterate_episodes(), dataset.action_space.high, limit, name), env_id
 
 # %% ../../nbs/offline/03_data.ipynb #174d61b7
-import_module("rlpapers.offline.recordings")   # registers the data sets; last, because it uses what is defined above
+_ = import_module("rlpapers.offline.recordings")   # registers the data sets; last, because it uses what is defined above

@@ -12,7 +12,9 @@ __all__ = ['ALGORITHMS', 'ONLINE', 'MUJOCO', 'CLASSIC', 'ADROIT', 'FRESH', 'PAPE
 # %% ../../nbs/offline/09_grids.ipynb #b56ffc44
 from dataclasses import replace
 
-from ..core.grid import Runs, run_grid
+import pandas as pd
+
+from ..core.grid import run_grid
 from ..core.scale import Scale, at_scale
 from .bc import BCConfig, train_bc
 from .cql import CQLConfig, train_cql
@@ -91,8 +93,12 @@ def medium(scale: str, seeds: int = 0, algorithm: str = "TD3+BC") -> Grid:
 
 def other_data(scale: str, seeds: int = 0) -> Grid:
     "Hopper-full-replay, and medium-replay and medium-expert of every task with both algorithms."
-    grid = {"TD3+BC Hopper full-replay": stack("TD3+BC", "Hopper", "full-replay", scale, seeds, variants=PAIR)}
-    return grid | {f"{a} {task} {kind}": stack(a, task, kind, scale, seeds, variants=PAIR)
+    short = {("TD3+BC", MUJOCO): dict(updates=6000), ("TD3+BC", CLASSIC): dict(updates=3000), ("EDAC", MUJOCO): dict(updates=3000), ("EDAC", CLASSIC): dict(updates=2000)}
+    def one(a, task, kind):
+        fewer = short[a, MUJOCO if task in MUJOCO else CLASSIC] if Scale(scale) is Scale.laptop else {}
+        return stack(a, task, kind, scale, seeds, variants=PAIR, **fewer)
+    grid = {"TD3+BC Hopper full-replay": one("TD3+BC", "Hopper", "full-replay")}
+    return grid | {f"{a} {task} {kind}": one(a, task, kind)
                    for a in ("TD3+BC", "EDAC") for task in MUJOCO + CLASSIC for kind in ("medium-replay", "medium-expert")}
 
 
@@ -129,7 +135,7 @@ def value_regularisation(scale: str, seeds: int = 0) -> Grid:
 
 def limited(scale: str, seeds: int = 0) -> Grid:
     "Few demonstrations: Adroit's human and cloned data, and their substitutes."
-    tasks = ADROIT if Scale(scale) is Scale.paper else ("Pen", *CLASSIC)           # pen is the only Adroit task with demonstrations made here
+    tasks = {Scale.paper: ADROIT, Scale.laptop: ("Pen", *CLASSIC), Scale.smoke: CLASSIC[1:]}[Scale(scale)]      # pen is the only Adroit task with demonstrations made here
     changes = dict(updates=300_000, pretrain=200_000) if Scale(scale) is Scale.paper else dict(updates=2000, pretrain=500, eval_every=400) if Scale(scale) is Scale.laptop else {}
     few = Scale(scale) is not Scale.paper
     own = {"TD3+BC": dict(alpha=1.), "TD3+BC+CQL": dict(alpha=1.) | (dict(samples=4) if few else {}), "CQL": dict(samples=4, critic_depth=2, policy_lr=1e-3) if few else {}}   # alpha: the paper's for Adroit
@@ -185,14 +191,13 @@ def plan(scale: str, seeds: int = 0) -> list[dict]:
     for notebook, grid in EXPERIMENTS.items():
         for name, (fn, c) in grid(scale, seeds).items():
             shape = f"{len(c.seeds)} seeds x {len(c.variants)} variants"
-            row = dict(notebook=notebook, run=name, stack=shape, updates=c.updates, **cost(name_of[type(c)], c), state=getattr(find_run(fn, c), "status", "to train"))
+            row = dict(notebook=notebook, run=name, count=1, stack=shape, updates=c.updates, **cost(name_of[type(c)], c), state=getattr(find_run(fn, c), "status", "to train"))
             rows.setdefault(run_key(fn, c), row | {"state": "recorded" if row["state"] == "fresh" else row["state"]})    # a run that two experiments share counts once
     return list(rows.values())
 
 # %% ../../nbs/offline/09_grids.ipynb #48c80916
-def grid_table(grid: Grid) -> "pd.DataFrame":  # one row a run
+def grid_table(grid: Grid) -> pd.DataFrame:  # one row a run
     "What a grid trains: the settings that differ or matter."
-    import pandas as pd
     shown = ("dataset", "updates", "pretrain", "lam", "alpha", "critics", "tau", "width", "batch", "lr", "reward_scale", "eval_episodes")
     one = lambda c: dict(runs=f"{len(c.variants)} variants x {len(c.seeds)} seeds") | {k: getattr(c, k, "") for k in shown}
     table = pd.DataFrame({name: one(c) for name, (_, c) in grid.items()}).T
