@@ -39,8 +39,8 @@ test: $(READY) ## all three rings: cells of the teaching notebooks, pytest, expe
 test-notebooks: $(READY)
 	@echo "Ring 1: the test cells of the teaching notebooks"
 	@for folder in $(or $(addprefix nbs/,$(PAPER)),nbs); do \
-	  $(ONE_THREAD) timeout 480 $(BIN)/nbdev_test --path $$folder --skip_file_re '^([_.]|1[0-9]_)' --n_workers 2 --do_print --timing \
-	    || { echo "A test cell in $$folder failed, or all of them took longer than 8 minutes" >&2; exit 1; }; \
+	  $(ONE_THREAD) timeout 900 $(BIN)/nbdev_test --path $$folder --skip_file_re '^([_.]|1[0-9]_)' --n_workers 2 --do_print --timing \
+	    || { echo "A test cell in $$folder failed, or all of them took longer than 15 minutes" >&2; exit 1; }; \
 	done
 
 test-python: $(READY)
