@@ -32,7 +32,7 @@ def _show(rows: list[dict], columns: list[str]) -> None:
     from rich.table import Table
     table = Table(*columns, show_edge=False, pad_edge=False)
     for row in rows: table.add_row(*(str(row[c]) for c in columns))
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    Console(width=None if sys.stdout.isatty() else 220).print(table)
 
 Papers = Annotated[Optional[list[str]], typer.Argument(help="Papers, for instance `offline`; none means all.", callback=_known, show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON with stable field names instead of a table.")]
