@@ -7,6 +7,7 @@ from typer.testing import CliRunner
 from rlpapers.core.cli import app
 from rlpapers.core.scale import UnknownField
 from rlpapers.offline import grids
+from rlpapers.offline.bc import BCConfig
 from rlpapers.offline.grids import EXPERIMENTS, MUJOCO, medium, plan, settings
 from rlpapers.offline.trainer import VARIANTS
 
@@ -18,7 +19,8 @@ def test_every_run_can_be_looked_up(name, scale):
     grid = EXPERIMENTS[name](scale)
     for fn, c in grid.values():
         assert len(run_key(fn, c)) == 16 and set(c.variants) <= set(VARIANTS)
-        assert 0 < c.pretrain < c.updates and len(c.seeds) >= (2 if scale == "smoke" else 5)
+        assert len(c.seeds) >= (2 if scale == "smoke" else 5)
+        assert 0 < c.pretrain < c.updates or isinstance(c, BCConfig)      # cloning has one phase
 
 
 def test_paper_scale_is_the_papers():
@@ -27,7 +29,29 @@ def test_paper_scale_is_the_papers():
         c = medium("paper")[task][1]
         assert (c.alpha, c.updates, c.lam, c.width, c.batch, c.lr, c.tau, c.gamma) == (alpha, updates, lam, 256, 256, 3e-4, .005, .99)
         assert c.dataset == f"mujoco/{task.lower()}/medium-v0" and c.device == "cuda"
-    assert [medium("paper", 0, "EDAC")[t][1].critics for t in MUJOCO] == [10, 50, 10]
+    walker = medium("paper", 0, "EDAC")["Walker2d"][1]
+    assert (walker.critics, walker.lam, walker.pretrain, walker.clone_updates) == (10, .5, 101_000, 50_000)
+
+
+@pytest.mark.parametrize("name", ["11_medium_curves", "12_medium_edac", "13_other_data", "15_limited_demos"])
+def test_runs_at_paper_scale_use_the_released_settings(name):
+    "Whatever the released files say of a data set is what its run is given."
+    algorithm = {make: a for a, (make, _) in grids.ALGORITHMS.items()}
+    for _, c in EXPERIMENTS[name]("paper").values():
+        if c.device == "cpu": continue                                  # classic control has no counterpart in the paper
+        _, task, kind = c.dataset.rsplit("-v", 1)[0].split("/")
+        task = next(t for t in MUJOCO + grids.ADROIT if t.lower() == task)
+        released = grids.paper_settings(algorithm[type(c)], task, kind)
+        assert {k: getattr(c, k) for k in released} == released
+
+
+def test_released_settings_of_single_data_sets():
+    pick = lambda a, t, k, *fields: tuple(grids.paper_settings(a, t, k)[f] for f in fields)
+    assert pick("TD3+BC", "Walker2d", "medium-expert", "alpha", "updates", "pretrain") == (2.5, 1_000_000, 20_000)
+    assert pick("EDAC", "HalfCheetah", "medium-expert", "eta", "updates") == (5., 3_000_000)
+    assert pick("EDAC", "Pen", "human", "critics", "eta") == (20, 1000.) and pick("EDAC+BC", "Door", "cloned", "critics", "eta", "bc") == (50, 200., 1.)
+    assert pick("TD3+BC+CQL", "Hammer", "human", "alpha", "updates", "pretrain", "cql", "pretrain_cql") == (1., 300_000, 200_000, 1., 1.)
+    assert grids.paper_settings("IQL", "Pen", "human") == {}             # not the paper's
 
 
 def test_seeds_can_be_chosen_and_unknown_fields_are_named():
