@@ -22,8 +22,7 @@ app = typer.Typer(help="A reproducible companion to five reinforcement-learning 
 
 def _known(names: list[str] | None) -> list[str]:
     "Paper names, all for none; a wrong one is a usage error with a suggestion."
-    for name in names or []:
-        if name not in papers(): raise typer.BadParameter(f"no paper {name!r}.{suggest(name, papers())}")
+    if wrong := [n for n in names or [] if n not in papers()]: raise typer.BadParameter(f"no paper {wrong[0]!r}.{suggest(wrong[0], papers())}")
     return names or list(papers())
 
 def _show(rows: list[dict], columns: list[str]) -> None:
@@ -102,8 +101,7 @@ def audit(names: Papers = None, number: Annotated[int, typer.Option("-n", min=1,
     if not runs:
         typer.echo(f"Nothing recorded yet for {', '.join(names)}.")
         raise typer.Exit(int(any(row["paper"] in names and row["run_keys"] for row in read_rows(project_paths().figures/"manifest.json"))))
-    by_cost = {r.info["function"]: r for r in sorted(runs, key=lambda r: -r.info["wall_time_s"])}
-    audits = []
+    by_cost, audits = {r.info["function"]: r for r in sorted(runs, key=lambda r: -r.info["wall_time_s"])}, []
     for run in by_cost.values() if cheapest else random.Random(seed).sample(runs, min(number, len(runs))):
         typer.echo(f"Training {run.info['function']} {run.key} again ({run.status}; took {run.info['wall_time_s']:.0f} s on {run.info['machine']['cpu']}) …")
         try:

@@ -25,9 +25,8 @@ def notebook_parameters(path: Path) -> dict[str, type]:
     if len(cells) != 1: raise ParameterError(f"{path} has {len(cells)} cells tagged 'parameters' instead of one.")
     found = {}
     nodes = ast.parse(cells[0].source).body
-    lines = [node.lineno for node in nodes]
     for node in nodes:
-        if not isinstance(node, ast.AnnAssign) or node.value is None or lines.count(node.lineno) > 1:
+        if not isinstance(node, ast.AnnAssign) or node.value is None or sum(n.lineno == node.lineno for n in nodes) > 1:
             raise ParameterError(f"{path}, parameters cell, line {node.lineno}: write one annotated value a line, for instance `seeds: int = 5`.")
         found[node.target.id] = type(ast.literal_eval(node.value))
     return found

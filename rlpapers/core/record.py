@@ -153,6 +153,12 @@ def _canonical(x: Any) -> Any:
     fields = {k: v[1:] if words and k == "body" else v for k, v in ast.iter_fields(x) if v is not None and v != []}
     return [type(x).__name__, {k: _canonical(v) for k, v in fields.items()}]
 
+@lru_cache(maxsize=None)   # many functions reach the same definitions
+def _reading(node: ast.AST, module: str) -> tuple[list, list[tuple[str, str]]]:
+    "Canonical tree of a definition, and the (module, name) pairs that it names."
+    inner = [(_imported(n, module), a.name) for n in ast.walk(node) if isinstance(n, ast.ImportFrom) for a in n.names]
+    return _canonical(node), inner + [(module, n.id) for n in ast.walk(node) if isinstance(n, ast.Name)]
+
 def reached_definitions(module: str, name: str) -> dict[tuple[str, str], list]:
     "Every definition of our own that `module:name` reaches by name: (module, name) -> canonical tree."
     ours, reached, todo = module.partition(".")[0], {}, [(module, name)]
@@ -166,10 +172,8 @@ def reached_definitions(module: str, name: str) -> dict[tuple[str, str], list]:
             if target.partition(".")[0] in (ours, "rlpapers"): todo.append((target, source))
             continue
         if isinstance(node, ast.Import): continue
-        reached[where, what] = _canonical(node)
-        todo += [(where, n.id) for n in ast.walk(node) if isinstance(n, ast.Name)]
-        inner = [n for n in ast.walk(node) if isinstance(n, ast.ImportFrom)]
-        todo += [(_imported(n, where), a.name) for n in inner for a in n.names if _imported(n, where).partition(".")[0] in (ours, "rlpapers")]
+        reached[where, what], named = _reading(node, where)
+        todo += [(m, n) for m, n in named if m.partition(".")[0] in (ours, "rlpapers")]
     return reached
 
 def code_hash(fn: Callable | str) -> str:
