@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from offline_toy import DyingWork, Killed, synthetic
 from rlpapers.core.record import Work
 from rlpapers.core.scale import UnknownField, at_scale
 from rlpapers.offline import bc, cql, edac, hybrids, iql, rebrac, td3bc
@@ -39,15 +40,6 @@ ALGORITHMS = {
 }
 LEARNERS = [name for name in ALGORITHMS if name != "bc"]       # cloning random actions teaches nothing
 each = pytest.mark.parametrize("name", ALGORITHMS)
-
-
-def synthetic(n=300, seed=0, obs=3, act=2):
-    g = np.random.default_rng(seed)
-    end = g.random(n) < .05
-    end[-1] = True
-    kind = g.random(n) < .5
-    f = lambda *shape: g.normal(size=shape).astype(np.float32)
-    return Transitions(f(n, obs), np.tanh(f(n, act)), f(n), f(n, obs), end & kind, end & ~kind, np.cumsum(np.append(0, end[:-1])))
 
 
 def small(name, **changes):
@@ -92,21 +84,6 @@ def test_same_seed_same_bits_other_seed_other_bits(name):
 def test_tail_bootstrap_needs_no_network_that_an_algorithm_lacks(name):
     agent = trained(name, small(name, tail="bootstrap", nstep=3, variants=("actor+critic",)), 4)
     assert all(x.isfinite().all() for x in state(agent).values())
-
-
-class Killed(Exception): pass
-
-
-class DyingWork(Work):
-    "Dies right after its n-th save."
-    def __init__(self, folder, saves):
-        super().__init__(folder)
-        self.left = saves
-
-    def save(self, step, state):
-        super().save(step, state)
-        self.left -= 1
-        if not self.left: raise Killed
 
 
 @each

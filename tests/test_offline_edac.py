@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 
+from offline_toy import DyingWork, Killed, synthetic
 from rlpapers.core.record import Work
 from rlpapers.offline.data import Transitions, UnknownTail
 from rlpapers.offline.edac import EDAC, BadEnsemble, EDACConfig, diversity, input_gradient, released_phases, small_heads, train_edac
@@ -15,15 +16,6 @@ from rlpapers.offline.networks import count_parameters, init_stack, plain_mlp, u
 from rlpapers.offline.policies import log_prob, sample, temperature_loss
 from rlpapers.offline.targets import soft_returns
 from rlpapers.offline.trainer import MAIN, Group, diagnose
-
-
-def synthetic(n=300, seed=0, obs=3, act=2):
-    g = np.random.default_rng(seed)
-    end = g.random(n) < .05
-    end[-1] = True
-    kind = g.random(n) < .5
-    f = lambda *shape: g.normal(size=shape).astype(np.float32)
-    return Transitions(f(n, obs), np.tanh(f(n, act)), f(n), f(n, obs), end & kind, end & ~kind, np.cumsum(np.append(0, end[:-1])))
 
 
 SMALL = EDACConfig(dataset="offline/pendulum/medium-v0", limit=4, seeds=(0, 1, 2), width=16, batch=32, critics=3, updates=18, pretrain=10,
@@ -55,21 +47,6 @@ def test_stack_equals_single_runs(config):
 def test_same_seed_same_bits_other_seed_other_bits():
     a, b, c = trained(SMALL), trained(SMALL), trained(replace(SMALL, seeds=(3, 4, 5)))
     assert all(map(torch.equal, tensors(a), tensors(b))) and not any(map(torch.equal, tensors(a), tensors(c)))
-
-
-class Killed(Exception): pass
-
-
-class DyingWork(Work):
-    "Dies right after its n-th save."
-    def __init__(self, folder, saves):
-        super().__init__(folder)
-        self.left = saves
-
-    def save(self, step, state):
-        super().save(step, state)
-        self.left -= 1
-        if not self.left: raise Killed
 
 
 @pytest.fixture(scope="module")

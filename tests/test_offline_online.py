@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from offline_toy import DyingWork, Killed
 from rlpapers.core.record import Work
 from rlpapers.offline.data import Normalizer, load_transitions
 from rlpapers.offline.environments import CARTPOLE, Lanes, lanes
@@ -37,21 +38,6 @@ def test_stack_equals_single_runs():
             for name in ("actor", "critic"):
                 torch.testing.assert_close(alone.agent.nets[name].theta[0], together.agent.nets[name].theta[r], atol=1e-5, rtol=0)
                 torch.testing.assert_close(alone.agent.targets[name][0], together.agent.targets[name][r], atol=1e-5, rtol=0)
-
-
-class Killed(Exception): pass
-
-
-class DyingWork(Work):
-    "Dies right after its n-th save."
-    def __init__(self, folder, saves):
-        super().__init__(folder)
-        self.left = saves
-
-    def save(self, step, state):
-        super().save(step, state)
-        self.left -= 1
-        if not self.left: raise Killed
 
 
 @pytest.mark.parametrize("task, saves", [("cartpole", 1), ("cartpole", 2), ("cartpole", 3), ("pendulum", 2), ("hopper", 3)])

@@ -6,19 +6,11 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
+from offline_toy import DyingWork, Killed, synthetic
 from rlpapers.core.record import Work
 from rlpapers.offline.data import MissingPolicy, Transitions, UnknownTail, load_policy, returns_to_go
 from rlpapers.offline.td3bc import TD3BC, TD3BCConfig, train_td3bc
 from rlpapers.offline.trainer import MAIN, UnknownVariant, diagnose
-
-
-def synthetic(n=300, seed=0, obs=3, act=2):
-    g = np.random.default_rng(seed)
-    end = g.random(n) < .05
-    end[-1] = True
-    kind = g.random(n) < .5
-    f = lambda *shape: g.normal(size=shape).astype(np.float32)
-    return Transitions(f(n, obs), np.tanh(f(n, act)), f(n), f(n, obs), end & kind, end & ~kind, np.cumsum(np.append(0, end[:-1])))
 
 
 SMALL = TD3BCConfig(dataset="offline/pendulum/medium-v0", limit=4, seeds=(0, 1, 2), width=16, batch=32, updates=12, pretrain=6, eval_every=4, eval_episodes=1)
@@ -46,21 +38,6 @@ def test_same_seed_same_bits_other_seed_other_bits():
     a, b, c = trained(SMALL), trained(SMALL), trained(replace(SMALL, seeds=(3, 4, 5)))
     assert torch.equal(a.nets["actor"].theta, b.nets["actor"].theta) and torch.equal(a.nets["critic"].v, b.nets["critic"].v)
     assert not torch.equal(a.nets["actor"].theta, c.nets["actor"].theta)
-
-
-class Killed(Exception): pass
-
-
-class DyingWork(Work):
-    "Dies right after its n-th save."
-    def __init__(self, folder, saves):
-        super().__init__(folder)
-        self.left = saves
-
-    def save(self, step, state):
-        super().save(step, state)
-        self.left -= 1
-        if not self.left: raise Killed
 
 
 @pytest.mark.parametrize("saves", [1, 2])
