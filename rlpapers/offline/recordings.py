@@ -232,11 +232,11 @@ RECORDINGS = {f"offline/{r.task}/{r.kind}-v0": r for r in (
     Recording("halfcheetah", "full-replay", 50_000, 50_000, "fff62882700545c9"),
     Recording("halfcheetah", "medium-expert", 25, 50_000, "660d0d9fd0848886"),
     Recording("halfcheetah", "tiny", 2, 2_000, "6e258e346b57aa96"),
-    Recording("walker2d", "medium", 200, 42_973, "bf7d1edc00cf3da0"),
-    Recording("walker2d", "medium-replay", 50_000, 50_000, "35305a2618b6420d"),
-    Recording("walker2d", "full-replay", 50_000, 50_100, "3de50fd05eb10350"),
-    Recording("walker2d", "medium-expert", 100, 51_763, "99b7b0a54e4da244"),
-    Recording("walker2d", "tiny", 8, 1_729, "60be39f826ed2dd6"),
+    Recording("walker2d", "medium", 60, 48_352, "adcf3f2b4053e78b"),
+    Recording("walker2d", "medium-replay", 50_000, 50_565, "884d1f5d44f8ca09"),
+    Recording("walker2d", "full-replay", 50_000, 50_391, "834c7942fdbafea7"),
+    Recording("walker2d", "medium-expert", 25, 43_541, "7334c7ff91fb3751"),
+    Recording("walker2d", "tiny", 2, 1_434, "c477b03cadb6bd14"),
 )}
 
 # %% ../../nbs/offline/03c_recordings.ipynb #82b57409
