@@ -16,7 +16,7 @@ from .trainer import Agent, Batch, Group, OfflineConfig, train
 class BCConfig(OfflineConfig):              # defaults are the paper's
     "One stack of behaviour-cloning runs."
     variants: tuple[str, ...] = ("none",)   # "none" and all pre-trained variants are the same thing here
-    updates: int = 100_000
+    updates: int = 1_000_000
     pretrain: int = 0                       # no effect
 
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TAILS', 'D4RL_SCORES', 'Transitions', 'EmptyDataset', 'BadTransitions', 'check_transitions', 'to_transitions',
-           'UnknownTail', 'returns_to_go', 'Normalizer', 'normalized_score', 'MissingPolicy', 'policy_cards',
-           'load_policy', 'task_of', 'score_range', 'policy_action', 'load_transitions']
+           'UnknownTail', 'discounted_sums', 'returns_to_go', 'Normalizer', 'normalized_score', 'MissingPolicy',
+           'policy_cards', 'load_policy', 'task_of', 'score_range', 'policy_action', 'load_transitions']
 
 # %% ../../nbs/offline/03_data.ipynb #0967ccfc
 import json
@@ -92,6 +92,19 @@ TAILS = ("finite", "repeat_last", "bootstrap", "drop")
 class UnknownTail(RLPapersError): "Not one of the ways to continue a return after a cut."
 
 
+def discounted_sums(data: Transitions,
+                    x: np.ndarray,         # (..., N) what each row adds
+                    decay,                 # c in [0, 1], a number or (...)
+                   ) -> np.ndarray:        # (..., N) float64
+    "Backward recursion y_t = x_t + c y_{t+1} inside each episode, all episodes at once."
+    ends, decay = data.ends, np.asarray(decay, np.float64)[..., None]
+    lengths, y = np.diff(ends, prepend=-1), np.array(x, np.float64)
+    for k in range(1, int(lengths.max())):
+        i = ends[lengths > k] - k                                        # rows k steps before their episode's end
+        y[..., i] += np.where(decay > 0, decay * y[..., i + 1], 0.)      # 0 NaN = 0: an unused row spoils nothing
+    return y
+
+
 def returns_to_go(data: Transitions,
                   gamma: float = .99,
                   tail: str = "repeat_last",        # what follows a cut: one of TAILS
@@ -100,14 +113,11 @@ def returns_to_go(data: Transitions,
     "Discounted Monte-Carlo returns G_t = r_t + gamma G_{t+1}; raises `UnknownTail`."
     if tail not in TAILS: raise UnknownTail(f"tail={tail!r}: not a way to end returns.{suggest(tail, TAILS)}")
     if tail == "bootstrap" and values is None: raise UnknownTail("tail='bootstrap' needs values=V(s after each episode).")
-    ends, rew = data.ends, data.rew.astype(np.float64)   # integer rewards must not truncate the sum
+    ends, x = data.ends, data.rew.astype(np.float64)      # integer rewards must not truncate the sum
     lengths, cut = np.diff(ends, prepend=-1), ~data.terminal[ends]
-    out = rew.copy()
-    if tail == "repeat_last": out[ends] = np.where(cut, rew[ends] / (1 - gamma), rew[ends])
-    if tail == "bootstrap": out[ends] += np.where(cut, gamma * np.asarray(values), 0)
-    for k in range(1, int(lengths.max())):
-        i = ends[lengths > k] - k
-        out[i] += gamma * out[i + 1]
+    if tail == "repeat_last": x[ends] = np.where(cut, x[ends] / (1 - gamma), x[ends])
+    if tail == "bootstrap": x[ends] += np.where(cut, gamma * np.asarray(values), 0)
+    out = discounted_sums(data, x, gamma)
     if tail == "drop": out[_near_cut(data, lengths, cut, int(np.ceil(np.log(.05) / np.log(gamma))))] = np.nan
     return out.astype(np.float32)
 
