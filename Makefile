@@ -56,8 +56,8 @@ readme: $(READY) ## README.md from nbs/index.ipynb
 lab: $(READY) ## open the notebooks in JupyterLab
 	@$(BIN)/jupyter lab nbs
 
-bench: $(READY) ## speed of the core and of stacked training
-	@for script in benchmarks/[a-z]*.py; do $(ONE_THREAD) $(BIN)/python $$script; done
+bench: $(READY) ## speed of the core and of stacked training, with the allocator settings that the grid gives its workers
+	@for script in benchmarks/[a-z]*.py; do $(ONE_THREAD) MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=1073741824 $(BIN)/python $$script; done
 
 export: $(READY) ## write rlpapers/ from the notebooks, and clean them
 	@$(BIN)/nbdev_export
