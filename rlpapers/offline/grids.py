@@ -20,7 +20,7 @@ from ..core.figures import published
 from ..core.grid import run_grid
 from ..core.scale import Scale, at_scale
 from .bc import BCConfig, train_bc
-from .capture import train_captured
+from .capture import CAPTURED
 from .cql import CQLConfig, train_cql
 from .edac import EDACConfig, released_phases, train_edac
 from .hybrids import EDACBCConfig, TD3BCCQLConfig, train_edacbc, train_td3bccql
@@ -121,7 +121,8 @@ LENGTHS = (125, 500, 1000, 2000)
 def stack(algorithm: str, task: str, kind: str, scale: str, seeds: int = 0, **changes) -> tuple:
     "Training function and config of one run; on a GPU, updates are captured."
     c = settings(algorithm, task, kind, scale, seeds, **changes)
-    return train_captured if c.device == "cuda" and algorithm in ALGORITHMS else (ALGORITHMS | ONLINE)[algorithm][1], c
+    fn = (ALGORITHMS | ONLINE)[algorithm][1]
+    return CAPTURED.get(type(c), fn) if c.device == "cuda" else fn, c
 
 
 def medium(scale: str, seeds: int = 0, algorithm: str = "TD3+BC") -> Grid:
