@@ -65,7 +65,7 @@ def product(views: Experts,       # (N, D)
     number = views_per_item(item, items)
     mean, lt = views
     zero = lt.new_zeros(items, lt.shape[-1])
-    peak = torch.index_reduce(zero, 0, item, lt.detach(), "amax", include_self=False)
+    peak = zero.scatter_reduce(0, item[:, None].expand_as(lt), lt.detach(), "amax", include_self=False)
     scaled = (lt - peak[item]).exp()                        # in (0, 1]
     total = zero.index_add(0, item, scaled)                 # in [1, V]
     center = zero.index_add(0, item, scaled * mean) / total
