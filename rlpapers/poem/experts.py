@@ -146,19 +146,26 @@ def _check_views(name: str, views: Views, length: int, why: str) -> None:
     for field, x in zip(Views._fields, views):
         if len(x) != length: raise BadTasks(f"{name}.{field}: {len(x)} views, but {why} says {length}.")
         if x.is_floating_point() and not (good := x.isfinite()).all():
-            raise BadTasks(f"{name}.{field}: NaN or infinity in view {int((~good).nonzero()[0, 0])}. Look at how that image was read or augmented.")
-    if views.place.ndim != 2: raise BadTasks(f"{name}.place: shape {tuple(views.place.shape)}; give (N, P), with P = 0 where views have no place.")
+            view = int((~good).nonzero()[0, 0])
+            raise BadTasks(f"{name}.{field}: NaN or infinity in view {view}. Look at how that image was read or augmented.")
+    if views.place.ndim != 2:
+        raise BadTasks(f"{name}.place: shape {tuple(views.place.shape)}; give (N, P), with P = 0 where views have no place.")
 
 def _check_ids(tasks: Tasks) -> None:
     "Ids of support views: sorted, contiguous, the same number of items in each task."
     item, T = tasks.item, tasks.tasks
-    if item.dtype != torch.int64 or item.ndim != 1 or not len(item): raise BadTasks(f"item: {item.dtype} {tuple(item.shape)}; give one int64 id for each support view.")
-    if (step := item.diff()).lt(0).any(): raise BadTasks(f"item: ids are not sorted at view {int(step.lt(0).nonzero()[0, 0]) + 1}. Sort support views by item.")
-    number = torch.bincount(item - item[0])
-    if int(item[0]) or not number.all():
-        gap = 0 if int(item[0]) else int(number.argmin())
-        raise BadTasks(f"item: ids are not contiguous: zero views of item {gap}. Give every item a view, or number the items that have views 0, 1, 2, …")
-    if len(number) % T: raise BadTasks(f"item: {len(number)} items do not divide into {T} tasks. Is an item at the end without views?")
+    if item.dtype != torch.int64 or item.ndim != 1 or not len(item):
+        raise BadTasks(f"item: {item.dtype} {tuple(item.shape)}; give one int64 id for each support view.")
+    if (back := item.diff() < 0).any():
+        raise BadTasks(f"item: ids are not sorted at view {int(back.nonzero()[0, 0]) + 1}. Sort support views by item.")
+    if int(item[0]) < 0: raise BadTasks(f"item: id {int(item[0])} is negative. Number items 0, 1, 2, …")
+    present = torch.cat([item.new_tensor([-1]), item]).diff()
+    if (gap := present > 1).any():
+        missing = int(item[gap.nonzero()[0, 0]] - present[gap][0]) + 1
+        raise BadTasks(f"item: ids are not contiguous: zero views of item {missing}. "
+                       "Give every item a view, or number the items that have views 0, 1, 2, …")
+    if (number := int(item[-1]) + 1) % T:
+        raise BadTasks(f"item: {number} items do not divide into {T} tasks. Is an item at the end without views?")
 
 def check_tasks(tasks: Tasks) -> Tasks:
     "The same tasks; raises `BadTasks` that says which part cannot be right."
@@ -170,9 +177,11 @@ def check_tasks(tasks: Tasks) -> Tasks:
     _check_views("query", query, target.numel(), "target")
     for field, s, q in zip(Views._fields, support, query):
         if s.shape[1:] != q.shape[1:] or s.dtype != q.dtype:
-            raise BadTasks(f"{field}: support views are {s.dtype} {tuple(s.shape[1:])}, query views {q.dtype} {tuple(q.shape[1:])}. They must be alike.")
+            raise BadTasks(f"{field}: support views are {s.dtype} {tuple(s.shape[1:])}, query views {q.dtype} {tuple(q.shape[1:])}. "
+                           "They must be alike.")
     wrong = (target < 0) | (target >= tasks.items)
     if wrong.any():
         t, q = wrong.nonzero()[0].tolist()
-        raise BadTasks(f"target: item {int(target[t, q])} in task {t}, query {q}, but a task has {tasks.items} items, 0 to {tasks.items - 1}.")
+        raise BadTasks(f"target: item {int(target[t, q])} in task {t}, query {q}, but a task has {tasks.items} items, "
+                       f"0 to {tasks.items - 1}.")
     return tasks
