@@ -40,8 +40,11 @@ class Learner(nn.Module):
 
     def forward(self, tasks: Tasks) -> Tensor:  # (T, Q, M) logits
         "Raises `BadTasks`."
-        T, n = check_tasks(tasks).tasks, len(tasks.item)
-        encoded = self.encode(tasks.views)
+        return self.answer(check_tasks(tasks), self.encode(tasks.views))
+
+    def answer(self, tasks: Tasks, encoded: tuple) -> Tensor:  # (T, Q, M) logits
+        "Combine and score encoded views, those of the support first."
+        T, n = tasks.tasks, len(tasks.item)
         items = self.combine(tuple(x[:n] for x in encoded), tasks.item, T * tasks.items)
         return self.score(*(tuple(x.reshape(T, -1, x.shape[-1]) for x in side) for side in ([x[n:] for x in encoded], items)))
 
