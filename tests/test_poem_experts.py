@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlpapers.core.paths import RLPapersError
+from rlpapers.poem import experts
 from rlpapers.poem import theory as T
 from rlpapers.poem.experts import (COUNTS, BadExperts, BadTasks, Experts, Tasks, Views, check_tasks, fold, log_alpha, log_normaliser,
                                    log_prior, product, scores)
@@ -176,8 +177,10 @@ def test_10_quadrature(seed, V):
     assert integral(log_density(views)) == pytest.approx(log_normaliser(views, item, 1).item(), abs=1e-6)
     assert integral(log_density(query) + log_density(total)) == pytest.approx(scores(query, total).item(), abs=1e-6)
 
+@pytest.mark.parametrize("limit", [30., -1.], ids=["tame", "log space"])
 @pytest.mark.parametrize("counts", COUNTS)
-def test_10_gradients_equal_finite_differences(counts):
+def test_10_gradients_equal_finite_differences(counts, limit, monkeypatch):
+    monkeypatch.setattr(experts, "TAME", limit)
     g, item = generator(0), torch.tensor([0, 1, 1, 2, 0, 1])
     def posterior(mean, log_precision, query_mean, query_log_precision):
         items = product(Experts(mean, log_precision), item, 3, counts)
@@ -229,6 +232,25 @@ def test_float32_agrees_with_float64(seed, counts, spread):
     run = lambda v, q: scores(q, product(v, item, 5, counts), counts)
     single = run(*(Experts(*(x.float() for x in e)) for e in (views, query)))
     close(single, run(views, query), atol=1e-3, rtol=1e-3)
+
+@check(case=ragged(), counts=st.sampled_from(COUNTS))
+def test_both_ways_give_the_same_numbers(case, counts):
+    views, item, M, g = case
+    query = draw(g, 3, views.mean.shape[-1])
+    run = lambda: (*product(views, item, M, counts), scores(query, product(views, item, M, counts), counts))
+    fast = run()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(experts, "TAME", -1.)
+        for a, b in zip(run(), fast): close(a, b)
+
+@check(seed=seeds, step=st.floats(-1e-3, 1e-3))
+def test_no_jump_where_the_ways_meet(seed, step):
+    g = generator(seed)
+    at = lambda e, level: Experts(e.mean, torch.full_like(e.log_precision, level))
+    query, items = draw(g, 2, 4), draw(g, 3, 4)
+    for level in (-30., 30.):
+        below, above = (scores(at(query, level + d), items) for d in (-abs(step), abs(step)))
+        close(below, above, atol=4 * abs(step) + 1e-9, rtol=1e-12)
 
 def test_equally_sure_experts_average_at_any_level():
     for level in (-100., 0., 100.):
