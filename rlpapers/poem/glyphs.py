@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'SCRIPTS', 'SIDE', 'CELL', 'POINTS', 'SMALL', 'GRIDS', 'UnknownPart', 'check_part', 'script_of', 'font_files',
-           'draw_face', 'draw_sheet', 'centre_ink', 'Faces', 'glyph_faces', 'draw_affine', 'warp', 'glyphs',
-           'read_photos', 'cut_tiles', 'photos', 'texture_field', 'textures']
+           'draw_face', 'draw_sheet', 'centre_ink', 'Faces', 'look_alikes', 'drop_twins', 'glyph_faces', 'draw_affine',
+           'warp', 'glyphs', 'read_photos', 'cut_tiles', 'photos', 'texture_field', 'textures']
 
 # %% ../../nbs/poem/04a_glyphs.ipynb #58d62275
 import unicodedata
@@ -45,7 +45,7 @@ def script_of(character: str) -> tuple[str, str] | None:
     "(part, script) of a character that we use, else None."
     word = unicodedata.name(character, "").split(" ")[0]
     form = unicodedata.decomposition(character)
-    if unicodedata.category(character)[0] not in "LNSP" or (form and not (form[0] == "<" and word == "ARABIC")): return None
+    if unicodedata.category(character)[0] not in "LNS" or (form and not (form[0] == "<" and word == "ARABIC")): return None
     return next(((part, words[word]) for part, words in SCRIPTS.items() if word in words), None)
 
 
@@ -104,6 +104,37 @@ class Faces(NamedTuple):
         return sha256(self.ink.tobytes() + self.character.astype("<i8").tobytes() + self.characters.encode()).hexdigest()
 
 
+def look_alikes(late: np.ndarray, early: np.ndarray,   # (n, S, S), (m, S, S) uint8
+                rms: float = 16.) -> np.ndarray:       # (n,) bool
+    "Which bitmaps are within `rms` grey levels of an earlier one; exact, by a bound on block sums."
+    limit = rms**2 * SIDE**2
+    a, b = (x.reshape(-1, SIDE // 4, 4, SIDE // 4, 4).sum((2, 4), dtype=np.float32).reshape(len(x), -1) for x in (late, early))
+    near, lengths = np.zeros(len(late), bool), (b**2).sum(1)
+    for i in range(0, len(late), 256):
+        far = (a[i:i + 256]**2).sum(1)[:, None] - 2 * a[i:i + 256] @ b.T + lengths
+        rows, columns = np.nonzero(far < 16.2 * limit + 1e4)             # a little more than the bound, for float32
+        exact = ((late[i + rows].astype(np.int32) - early[columns])**2).sum((1, 2))
+        near[i + rows[exact <= limit]] = True
+    return near
+
+
+def drop_twins(drawings: dict[str, dict[bytes, None]]  # character -> its bitmaps, characters in the order of parts
+              ) -> tuple[list[str], dict[str, int]]:   # characters to keep, script -> number dropped
+    "Characters without those that share or nearly share a bitmap with one of an earlier part, or share one at all."
+    seen, kept, ink = set(), [], {p: np.empty((0, SIDE, SIDE), np.uint8) for p in PARTS}
+    for part in PARTS:
+        new = [c for c in drawings if script_of(c)[0] == part]
+        own = np.repeat(np.arange(len(new)), [len(drawings[c]) for c in new])
+        ink[part] = np.frombuffer(b"".join(b for c in new for b in drawings[c]), np.uint8).reshape(-1, SIDE, SIDE)
+        early = np.concatenate([ink[p] for p in PARTS[:PARTS.index(part)]] or [np.empty((0, SIDE, SIDE), np.uint8)])
+        near = set(own[look_alikes(ink[part], early)]) if len(early) else set()
+        for k, c in enumerate(new):
+            if seen.isdisjoint(drawings[c]) and k not in near: kept.append(c)
+            seen.update(drawings[c])
+    lost = [script_of(c)[1] for c in drawings if c not in set(kept)]
+    return kept, {s: lost.count(s) for s in dict.fromkeys(lost)}
+
+
 @lru_cache(1)
 def glyph_faces() -> Faces:
     "Draw every character of our scripts in every face that has it, and drop homoglyphs; once per process."
@@ -114,12 +145,7 @@ def glyph_faces() -> Faces:
         for c, ink, fits in zip(characters, *draw_face(font, characters)):
             if fits: drawings.setdefault(c, {})[ink.tobytes()] = None
     order = sorted(drawings, key=lambda c: (PARTS.index(script_of(c)[0]), c))
-    seen, kept, dropped = set(), [], {}
-    for c in order:
-        script = script_of(c)[1]
-        if seen.isdisjoint(drawings[c]): kept.append(c)
-        else: dropped[script] = dropped.get(script, 0) + 1
-        seen.update(drawings[c])
+    kept, dropped = drop_twins({c: drawings[c] for c in order})
     ink = np.frombuffer(b"".join(b for c in kept for b in drawings[c]), np.uint8).reshape(-1, SIDE, SIDE)
     parts, scripts = zip(*map(script_of, kept))
     return Faces(ink, np.repeat(np.arange(len(kept)), [len(drawings[c]) for c in kept]), "".join(kept), parts, scripts, dropped)
@@ -224,7 +250,7 @@ def _from_points(rng: np.random.Generator, n: int, points: int) -> np.ndarray:  
 def texture_field(rng: np.random.Generator, kind: str, a: float, b: float, n: int) -> np.ndarray:  # (n, S, S) in [0, 1]
     "n images of one texture."
     if kind == "grating": return .5 + .5 * _waves(rng, n, a, b)[0]
-    if kind == "checker": return (_waves(rng, n, 2 * a, b).prod(0) > 0).astype(float)
+    if kind == "checker": return .5 + .5 * np.tanh(8 * _waves(rng, n, 2 * a, b).prod(0))
     if kind == "blobs": return 1 - np.exp(-np.exp(-_from_points(rng, n, int(b)) / (2 * a * a)).sum(1))
     if kind == "voronoi":
         level = .5 + b * rng.uniform(-.5, .5, (n, int(a)))
