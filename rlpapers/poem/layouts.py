@@ -10,7 +10,7 @@ __all__ = ['KNOWS', 'UnknownLayout', 'UnknownKnowledge', 'Layouts', 'openings', 
 # %% ../../nbs/poem/03a_layouts.ipynb #280f5b6f
 import re
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from itertools import combinations
 
 import numpy as np
@@ -18,7 +18,7 @@ import numpy as np
 from ..core.paths import RLPapersError, suggest
 from ..core.rng import derive_seed
 from .maze_views import ENV_IDS, FLOOR, GOAL, SIGHT, WALL, UnknownMaze, bit_rows, glance, layout_hash
-from .mazes import Draw, Mazes, goal_distances, mazes_of, optimal_paths
+from .mazes import Draw, Mazes, Ragged, explore, goal_distances, optimal_paths
 
 class UnknownLayout(RLPapersError): "A maze that the generator cannot make."
 class UnknownKnowledge(RLPapersError): "No such level of knowledge of a recogniser."
@@ -113,29 +113,29 @@ def view_codes(rows: np.ndarray) -> np.ndarray:    # (L, 4, H + 6) bit rows -> (
     return codes
 
 
-def mean_visits(known: Layouts, seed: int, walks: int) -> np.ndarray:    # (S, L) float32
-    "Expected visits of the explorer, from some walks in each layout and a prior of two visits worth half a walk."
-    total = np.zeros((known.layouts[0].size * 4, len(known)), np.float32)
+def mean_visits(layouts: np.ndarray,      # (L, H, W)
+                paths: Ragged,            # their supports, where nothing is asked
+                seed: int, walks: int,    # simulated in each layout
+               ) -> np.ndarray:           # (S, L) float32
+    "Expected visits of the explorer outside the support, from simulated walks and a prior of two visits that weighs half a walk."
+    total, L = np.zeros((layouts[0].size * 4, len(layouts)), np.float32), np.arange(len(layouts))
     for w in range(walks):
-        mazes = mazes_of(known.layouts, derive_seed(seed, "visits", w))
-        np.add.at(total, (mazes.pool.flat, np.repeat(np.arange(len(mazes)), mazes.pool.lengths)), 1)
-    asked = (goal_distances(known.layouts) < 255).T & ~np.repeat(known.layouts.reshape(len(known), -1).T == GOAL, 4, axis=0)
-    asked[mazes.paths.flat, np.repeat(np.arange(len(mazes)), mazes.paths.lengths)] = False
+        walk = explore(layouts, derive_seed(seed, "visits", w))
+        np.add.at(total, (walk.flat, np.repeat(L, walk.lengths)), 1)
+    asked = (goal_distances(layouts) < 255).T & ~np.repeat(layouts.reshape(len(L), -1).T == GOAL, 4, axis=0)
+    asked[paths.flat, np.repeat(L, paths.lengths)] = False
     return np.where(asked, (total + 1) / (walks + .5), 0).astype(np.float32)
 
 # %% ../../nbs/poem/03a_layouts.ipynb #d123ceae
 class Recogniser:
     "Bayes-optimal recognition of mazes by somebody who knows the generator and, by level, the agents."
     def __init__(self, known: Layouts,      # of the family that the mazes are from
-                 walks: int = 8,            # simulated in each layout for the level `walk`
+                 walks: int = 32,           # simulated in each consistent layout for the level `walk`
                  seed: int = 0):            # of these walks
         self.known, self.walks, self.seed = known, walks, seed
         self.codes, self.paths = view_codes(bit_rows(known.layouts)), optimal_paths(known.layouts)
         self.ways = np.full((len(known), self.paths.lengths.max() + 1), -1, np.int16)        # (L, longest + 1), the end is part of a way
         self.ways[np.arange(self.ways.shape[1]) < self.paths.lengths[:, None]] = self.paths.flat
-
-    @cached_property
-    def visits(self) -> np.ndarray: return mean_visits(self.known, self.seed, self.walks)    # (S, L)
 
     def consistent(self, layout: int,            # number of the true layout
                    knows: str = "path", steps: int | None = None) -> tuple[np.ndarray, np.ndarray]:  # numbers (c,), probabilities (c,)
@@ -152,14 +152,21 @@ class Recogniser:
         "Likelihood of each query under each item, up to a factor; raises `UnknownKnowledge`, `UnknownLayout`."
         layout = self.known.find(mazes.hashes[draw.maze].ravel()).reshape(draw.maze.shape)
         code = self.codes[draw.state, np.take_along_axis(layout, draw.target, 1)]
+        support = {int(k): self.consistent(k, knows, steps) for k in np.unique(layout)}
+        if knows == "walk": visits, column = self._visits([left for left, _ in support.values()])
         out = np.zeros((*draw.target.shape, layout.shape[1]))
         for t, m in np.ndindex(layout.shape):
-            left, weights = self.consistent(layout[t, m], knows, steps)
-            at = draw.state[t][:, None], left
-            same = self.codes[at] == code[t][:, None]
-            fits = (same * self.visits[at] if knows == "walk" else same) @ weights
-            out[t, :, m] = np.where(np.isin(draw.state[t], self.paths[layout[t, m]][:steps]), 0, fits)
+            (left, weights), s = support[int(layout[t, m])], draw.state[t][:, None]
+            fits = self.codes[s, left] == code[t][:, None]                                   # (Q, c)
+            if knows == "walk": fits = fits * visits[s, column[left]]
+            out[t, :, m] = np.where(np.isin(draw.state[t], self.paths[layout[t, m]][:steps]), 0, fits @ weights)
         return out
+
+    def _visits(self, sets: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:  # (S, U), column of each layout (L,)
+        "Expected visits in the layouts that occur in any set."
+        used, column = np.unique(np.concatenate(sets)), np.zeros(len(self.known), int)
+        column[used] = np.arange(len(used))
+        return mean_visits(self.known.layouts[used], self.paths.pick(used), self.seed, self.walks), column
 
     def wall_probability(self, layout: int, knows: str = "path", steps: int | None = None) -> np.ndarray:   # (H, W)
         "Posterior probability that each cell is a wall: the best possible reconstruction."

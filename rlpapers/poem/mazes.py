@@ -79,6 +79,10 @@ class Ragged:
         at = np.arange(len(which)) + np.repeat(self.start[rows] - n.cumsum() + n, n)
         return self.flat[at].astype(np.int64), which
 
+    def pick(self, rows: np.ndarray) -> "Ragged":
+        "Some of the rows."
+        return Ragged(self.take(rows)[0].astype(self.flat.dtype), np.concatenate([[0], self.lengths[rows].cumsum()]))
+
 
 def optimal_paths(layouts: np.ndarray) -> Ragged:
     "States of the shortest way from the start, goal excluded; raises `BadLayouts`."
@@ -138,8 +142,7 @@ class Mazes:
     def __getitem__(self, index: np.ndarray) -> "Mazes":
         "Some of the mazes, by numbers or by a mask."
         index = np.arange(len(self))[index]
-        part = lambda r: Ragged(r.take(index)[0].astype(np.int16), np.concatenate([[0], r.lengths[index].cumsum()]))
-        return Mazes(self.layouts[index], self.hashes[index], part(self.paths), part(self.pool))
+        return Mazes(self.layouts[index], self.hashes[index], self.paths.pick(index), self.pool.pick(index))
 
     @cached_property
     def rows(self) -> np.ndarray: return bit_rows(self.layouts)                                  # (K, 4, H + 6)
