@@ -234,10 +234,12 @@ GRIDS = {"grating": ((3., 4., 5.5, 7.5, 10., 14.), np.pi * np.arange(6) / 6),   
 
 
 def _waves(rng: np.random.Generator, n: int, period: float, angle: float) -> np.ndarray:       # (2, n, S, S)
-    "Sines along a direction and across it, with random phases."
+    "Sines along a direction and across it; random phases, along it at least half a share of the circle apart so that no two images agree."
     y, x = np.mgrid[:SIDE, :SIDE] * 2 * np.pi / period
     along, across = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
-    return np.sin(np.stack([along, across])[:, None] + rng.uniform(0, 2 * np.pi, (2, n, 1, 1)))
+    phase = rng.uniform(0, 1, (2, n, 1, 1))
+    phase[0] = (np.arange(n)[:, None, None] + phase[0] / 2) / n
+    return np.sin(np.stack([along, across])[:, None] + 2 * np.pi * phase)
 
 
 def _from_points(rng: np.random.Generator, n: int, points: int) -> np.ndarray:                 # (n, points, S, S)
@@ -251,7 +253,9 @@ def texture_field(rng: np.random.Generator, kind: str, a: float, b: float, n: in
     "n images of one texture."
     if kind == "grating": return .5 + .5 * _waves(rng, n, a, b)[0]
     if kind == "checker": return .5 + .5 * np.tanh(8 * _waves(rng, n, 2 * a, b).prod(0))
-    if kind == "blobs": return 1 - np.exp(-np.exp(-_from_points(rng, n, int(b)) / (2 * a * a)).sum(1))
+    if kind == "blobs":
+        x, mean = np.exp(-_from_points(rng, n, int(b)) / (2 * a * a)).sum(1), b * 2 * np.pi * a * a / SIDE**2
+        return (.5 + .25 * (x - mean) / np.sqrt(mean / 2)).clip(0, 1)
     if kind == "voronoi":
         level = .5 + b * rng.uniform(-.5, .5, (n, int(a)))
         return np.take_along_axis(level, _from_points(rng, n, int(a)).argmin(1).reshape(n, -1), 1).reshape(n, SIDE, SIDE)
