@@ -236,12 +236,13 @@ def paper_distortion(views: Tensor,                    # (N, C, c, c) in [0, 1]
                      size: int = 84) -> Tensor:        # (N, C, size, size)
     "Enlarge and distort every view by itself (Table 3); an `augment` for `partial_tasks`."
     x = torch.nn.functional.interpolate(views, (size, size), mode="bilinear")
-    jitter, grey, flip, soft = (torch.from_numpy(rng.random(len(x)) < p).view(-1, 1, 1, 1) for p in (.3, .2, .5, .2))
+    jitter, grey, flip, soft = (torch.from_numpy(np.flatnonzero(rng.random(len(x)) < p)) for p in (.3, .2, .5, .2))
     if x.shape[1] == 3:
-        x = torch.where(jitter, jitter_colours(x, rng), x)
-        x = torch.where(grey, grey_of(x), x)
-    x = torch.where(flip, x.flip(-1), x)
-    return torch.where(soft, blur(x, draw_strengths(rng, 1, len(x), 1., 2.)[0]), x)
+        x[jitter] = jitter_colours(x[jitter], rng)
+        x[grey] = grey_of(x[grey]).expand(-1, 3, -1, -1)
+    x[flip] = x[flip].flip(-1)
+    x[soft] = blur(x[soft], draw_strengths(rng, 1, len(soft), 1., 2.)[0])
+    return x
 
 # %% ../../nbs/poem/04_views.ipynb #b5695ee3
 class Hierarchy(NamedTuple):
