@@ -93,7 +93,7 @@ def test_every_precision_learns_what_it_should(precision):
     distinct = log_precision.unique()
     assert {"fixed": len(distinct) == 1, "shared": bool((log_precision == log_precision[0]).all()), "scalar": bool((log_precision == log_precision[:, :1]).all())}.get(precision, len(distinct) > 50)
     extra = count(learner) - count(make("POEM", precision="fixed"))
-    assert extra == {"fixed": 0, "shared": 8, "scalar": count(mlp_head(294, 8, 1))}.get(precision, count(mlp_head(294, 8, 8)))
+    assert extra == {"fixed": 0, "shared": 8, "scalar": count(mlp_head(42, 8, 1))}.get(precision, count(mlp_head(42, 8, 8)))
 
 
 def test_support_and_query_precisions_act_on_their_side_only():
