@@ -6,8 +6,8 @@ SHELL := /bin/bash
 
 PAPER ?=#        one or more papers, e.g. PAPER=offline; empty = all
 SCALE ?= laptop# smoke, laptop or paper
-JOBS  ?= 2#      notebooks at once; each trains on all cores
 FRESH ?=#        FRESH=1 trains everything again instead of reading the record
+JOBS  ?= $(if $(FRESH),1,2)# notebooks at once; each trains on all cores, so one is enough when there is much to train
 
 PYTHON ?= $(shell for p in python3 python3.11 python3.12; do $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null && echo $$p && break; done)
 READY := .venv/.ready

@@ -8,6 +8,7 @@ from rlpapers.core.cli import app
 from rlpapers.core.scale import UnknownField
 from rlpapers.offline import grids
 from rlpapers.offline.bc import BCConfig
+from rlpapers.offline.capture import captured_td3bc
 from rlpapers.offline.grids import EXPERIMENTS, MUJOCO, medium, plan, settings
 from rlpapers.offline.trainer import VARIANTS
 
@@ -26,7 +27,8 @@ def test_every_run_can_be_looked_up(name, scale):
 def test_paper_scale_is_the_papers():
     published = {"HalfCheetah": (20., 300_000, .1), "Hopper": (10., 500_000, 0.), "Walker2d": (5., 500_000, 0.)}
     for task, (alpha, updates, lam) in published.items():
-        c = medium("paper")[task][1]
+        fn, c = medium("paper")[task]
+        assert fn is captured_td3bc
         assert (c.alpha, c.updates, c.lam, c.width, c.batch, c.lr, c.tau, c.gamma) == (alpha, updates, lam, 256, 256, 3e-4, .005, .99)
         assert c.dataset == f"mujoco/{task.lower()}/medium-v0" and c.device == "cuda"
     walker = medium("paper", 0, "EDAC")["Walker2d"][1]

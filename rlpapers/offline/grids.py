@@ -20,6 +20,7 @@ from ..core.figures import published
 from ..core.grid import run_grid
 from ..core.scale import Scale, at_scale
 from .bc import BCConfig, train_bc
+from .capture import CAPTURED
 from .cql import CQLConfig, train_cql
 from .edac import EDACConfig, released_phases, train_edac
 from .hybrids import EDACBCConfig, TD3BCCQLConfig, train_edacbc, train_td3bccql
@@ -114,12 +115,14 @@ Grid = dict[str, tuple]    # name of a run -> (training function, config)
 LAYERNORM = ("no LayerNorm", "actor LayerNorm", "critic LayerNorm", "none", "actor-only", "actor+critic")
 PAIR = ("none", "actor+critic")
 LAMBDAS, TAILS_SHOWN = (0., .1, .5, .9, 1.), ("finite", "repeat_last", "bootstrap", "drop")
-LENGTHS = (125, 250, 500, 1000, 2000)
+LENGTHS = (125, 500, 1000, 2000)
 
 
 def stack(algorithm: str, task: str, kind: str, scale: str, seeds: int = 0, **changes) -> tuple:
-    "Training function and config of one run."
-    return (ALGORITHMS | ONLINE)[algorithm][1], settings(algorithm, task, kind, scale, seeds, **changes)
+    "Training function and config of one run; on a GPU, updates are captured."
+    c = settings(algorithm, task, kind, scale, seeds, **changes)
+    fn = (ALGORITHMS | ONLINE)[algorithm][1]
+    return CAPTURED.get(type(c), fn) if c.device == "cuda" else fn, c
 
 
 def medium(scale: str, seeds: int = 0, algorithm: str = "TD3+BC") -> Grid:
@@ -165,7 +168,8 @@ def tails(scale: str, seeds: int = 0) -> Grid:
 
 def value_regularisation(scale: str, seeds: int = 0) -> Grid:
     "The conservative term while pre-training, while training, both, neither."
-    one = lambda task, pre, then: stack("TD3+BC+CQL", task, "medium", scale, seeds, variants=("actor+critic",), lam=0., pretrain_cql=pre, cql=then)
+    fewer = {} if Scale(scale) is Scale.paper else dict(samples=4)
+    one = lambda task, pre, then: stack("TD3+BC+CQL", task, "medium", scale, seeds, variants=("actor+critic",), lam=0., pretrain_cql=pre, cql=then, **fewer)
     return {f"{task} {pre:g} {then:g}": one(task, pre, then)
             for task in ablation_tasks(scale) for pre in (0., 1.) for then in (0., 1.)}
 
@@ -176,10 +180,11 @@ def limited(scale: str, seeds: int = 0) -> Grid:
     own = {a: {} for a in ALGORITHMS}
     if Scale(scale) is Scale.paper: own |= {"CQL": dict(pretrain=200_000)} | {a: dict(updates=300_000, pretrain=200_000) for a in ("ReBRAC", "IQL")}      # as long as the others
     else: own |= {"TD3+BC": dict(alpha=1.), "TD3+BC+CQL": dict(alpha=1., samples=4), "CQL": dict(samples=4, critic_depth=2, policy_lr=1e-3)}   # alpha: the paper's for Adroit
-    if Scale(scale) is Scale.laptop:
-        own = {a: changes | dict(updates=2000, pretrain=500, eval_every=400) for a, changes in own.items()}
-        for a in ("EDAC", "EDAC+BC"): own[a] |= dict(clone_updates=250)
-    return {f"{a} {task} {kind}": stack(a, task, kind, scale, seeds, variants=("none",) if a == "BC" else PAIR, **own[a])
+    def length(a, task):                                                                # pen costs three times as much an update, and nobody masters it here
+        if Scale(scale) is not Scale.laptop: return {}
+        updates = 800 if task == "Pen" else 2000
+        return dict(updates=updates, pretrain=updates // 4, eval_every=updates // (4 if task == "Pen" else 5)) | (dict(clone_updates=updates // 8) if "EDAC" in a else {})
+    return {f"{a} {task} {kind}": stack(a, task, kind, scale, seeds, variants=("none",) if a == "BC" else PAIR, **own[a] | length(a, task))
             for a in ALGORITHMS for task in tasks for kind in ("human", "cloned")}
 
 
