@@ -4,7 +4,8 @@
 
 easyfsl comes from an environment of its own (`pip install --no-deps easyfsl==1.5.0`); `--peer` names the folder that it was installed to, and without it the
 comparison is skipped. Its network gets the usual conv4 of `torch.nn` modules and, as our ProtoNet here, classifies by distances of the backbone's features,
-without heads; both have Adam's fused kernel. A step is zero gradients, loss, backward, update; the episodes are drawn before. "POEM" has two heads more.
+without heads; both have Adam's fused kernel. A step is zero gradients, loss, backward, update; the episodes are drawn before. "POEM" has two heads more;
+easyfsl's method takes one episode at a time, ours any number.
 The two work in turn in one process, each for a moment, on the clock of CPU time; a ratio is the median over the rounds.
 """
 import argparse
@@ -83,19 +84,22 @@ def seconds(step, tasks) -> float:
     "CPU seconds of an episode."
     start = time.process_time()
     for task in tasks: step(task)
-    return (time.process_time() - start) / len(tasks)
+    return (time.process_time() - start) / sum(task.tasks for task in tasks)
 
 
 def compare(name: str, peer: str, rounds: int) -> None:
     "One block of the table."
     size, channels, blocks = SETTINGS[name]
     images, draw = glyphs("train"), lambda i: counter_generator(0, i)
-    if size == 14: tasks = [partial_tasks(images, draw(i), 1, classes=(3, 3), support=9) for i in range(EPISODES)]
-    else: tasks = [whole_tasks(images, draw(i), 1, ways=(10, 10)) for i in range(EPISODES)]
+    if size == 14: make = lambda i, n: partial_tasks(images, draw(i), n, classes=(3, 3), support=9)
+    else: make = lambda i, n: whole_tasks(images, draw(i), n, ways=(10, 10))
+    tasks, fours = [make(i, 1) for i in range(EPISODES)], [make(i, 4) for i in range(EPISODES // 4)]
     place = 4 if size == 14 else 0
     encoder = lambda p: conv4(size, 1, channels, blocks, p)
     plain = [t._replace(support=t.support._replace(place=t.support.place[:, :0]), query=t.query._replace(place=t.query.place[:, :0])) for t in tasks]
-    runs = {"ProtoNet": (Ours(bare(ProtoNet(encoder(0)))), plain), "ProtoNet, head and place": (Ours(ProtoNet(encoder(place), 64, 64)), tasks), "POEM": (Ours(POEM(encoder(place), 64, 64)), tasks)}
+    runs = {"ProtoNet": (Ours(bare(ProtoNet(encoder(0)))), plain), "ProtoNet, head and place": (Ours(ProtoNet(encoder(place), 64, 64)), tasks),
+            "POEM": (Ours(POEM(encoder(place), 64, 64)), tasks),
+            "POEM, 4 episodes a step": (Ours(POEM(encoder(place), 64, 64)), fours)}
     if peer: runs["easyfsl"] = Peer(peer, channels, blocks), tasks
     for step, t in runs.values(): seconds(step, t[:3])
     times = {k: np.array(x) for k, x in zip(runs, zip(*[[seconds(*run) for run in runs.values()] for _ in range(rounds)]))}
