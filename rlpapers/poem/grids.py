@@ -8,8 +8,6 @@ __all__ = ['Grid', 'SEEDS', 'MAZE_SCALES', 'SOURCES', 'PAPER_SOURCES', 'IMAGE_LE
            'view_run', 'sources', 'partial', 'whole', 'unequal', 'coverage', 'train_all', 'settings_shown']
 
 # %% ../../nbs/poem/09_grids.ipynb #f3460d6e
-from dataclasses import replace
-
 import pandas as pd
 
 from ..core.grid import run_grid
@@ -127,6 +125,7 @@ def train_all(grid: Grid, **options) -> dict[str, object]:  # name -> Run; optio
     return {n: runs[n] for n in grid}
 
 
+# the last three notebooks are planned
 EXPERIMENTS = {"11_mazes": recognition, "12_reconstruction": decoders, "13_partial_images": partial, "14_whole_images": whole,
                "15_beyond": lambda *a: {f"{g.__name__}, {n}": r for g in (precisions, unequal, coverage) for n, r in g(*a).items()}}
 
@@ -134,7 +133,6 @@ EXPERIMENTS = {"11_mazes": recognition, "12_reconstruction": decoders, "13_parti
 def settings_shown(scale: str) -> dict[str, str]:  # "row, column" of tables 3 and 4 -> our value
     "Our values of the parameters in Tables 3 and 4."
     v, m = view_run(scale), maze_run(scale)
-    d = next(iter(decoders(scale).values()))[1]
     images = {"classes_per_task, min": v.classes[0], "classes_per_task, max": v.classes[1], "samples_per_task, min": v.classes[0] * v.per_class, "samples_per_task, max": v.classes[1] * v.per_class,
               "support_views_per_sample": v.support[0], "query_views_per_sample": v.queries, "image_size, default": 28 if v.source != "aircraft" or not v.distort else 84, "crop_size, all": "14 and 10" if not v.distort else v.crop, "runs": SEEDS[Scale(scale)]}
     images |= {k: "none" for k in ("color_jitter, p", "random_greyscale, p", "random_horizontal_flip, p", "gaussian_blur, p")} if not v.distort else {}
