@@ -41,9 +41,12 @@ def chip(verdict: str, text: str = "") -> str:
     return f'<span class="verdict v-{verdict.replace(chr(32), chr(45))}">{LOOKS[verdict][0]} {escape(text or verdict)}</span>'
 
 
-def picture(row: dict) -> str:
-    "Site path of the picture, or '' for a table."
-    names = [n for kind in (".svg", ".png") for n in row["files"] if n.endswith(kind)]
+MOVING = (".gif", ".svg", ".png")
+
+
+def picture(row: dict, kinds: tuple[str, ...] = (".svg", ".png")) -> str:
+    "Site path of the picture of the first of these kinds, or '' where there is none."
+    names = [n for kind in kinds for n in row["files"] if n.endswith(kind)]
     return f"/figures/{names[0]}" if names else ""
 
 
@@ -73,7 +76,7 @@ def card(results: Results, item, row: dict) -> str:
         verdict = results.verdicts[row["paper"], c]["verdict"]
         chips.append(chip(verdict, f"{c} {verdict}"))
     stale = ' <span class="verdict v-stale">stale</span>' if results.state(row["paper"], item.id) == "stale" else ""
-    shown = f"[![{item.id}: {item.title}]({picture(row)})]({page})" if picture(row) else f":::{{div}} table-head\n{table_head(results, row)}\n:::"
+    shown = f"[![{item.id}: {item.title}]({picture(row, MOVING)})]({page})" if picture(row) else f":::{{div}} table-head\n{table_head(results, row)}\n:::"
     links = f"[Notebook]({page_of(row['notebook'])}) · [Provenance]({page}#provenance) · [Make it again]({page}#make-it-again)"
     return (f"::::{{grid-item-card}}\n:class-card: figure-card\n\n{shown}\n\n"
             f"**[{item.id}: {item.title}]({page})**\n\n{' '.join(chips)}{stale} <span class=\"scale\">{row['scale']} scale</span>\n\n:::{{card-footer}}\n{links}\n:::\n::::\n")
@@ -158,6 +161,7 @@ def item_page(results: Results, item, row: dict, root: Path) -> str:
     "One figure or table, large, with its claims, the command that remakes it and its provenance."
     paper = row["paper"]
     shown = f"![{item.title}]({picture(row)})\n" if picture(row) else f":::{{div}} table-full\n{table_head(results, row, 10**6)}\n:::\n"
+    if moving := picture(row, (".gif",)): shown = f"![{item.title}]({moving})\n\n{shown}"
     text = f"# {item.id}: {item.title}\n\n{shown}\n{row['caption']}\n\nMade by [{row['notebook']}]({page_of(row['notebook'])}).\n\n"
     if (state := results.state(paper, item.id)) != "regenerated":
         remedy = f"The code changed after these runs; `rlpapers reproduce {paper} --rerun stale` trains them again." if state == "stale" else ""

@@ -155,7 +155,7 @@ def _publish(paper: str, item: Item, caption: str, origin: dict, out, files: dic
     put_row(out_folder(out)/"manifest.json", row, ("paper", "id", "scale"))
 
 def figure(paper: str, id: str) -> Callable:
-    "Decorate a function returning (Figure, DataFrame); calls take `scale`, `out`, `runs_used`, `steps`, `interval`, write files and return the Figure."
+    "Decorate a function returning (Figure, DataFrame), or (Figure, DataFrame, {suffix: bytes of a further file}); calls take `scale`, `out`, `runs_used`, `steps`, `interval`, write files and return the Figure."
     def decorate(fn):
         item, caption = _register(paper, id, "figure", fn), " ".join((fn.__doc__ or "").split())
         @wraps(fn)
@@ -163,14 +163,14 @@ def figure(paper: str, id: str) -> Callable:
             import matplotlib.pyplot as plt
             with plt.style.context(["default", STYLE]):
                 drawn = fn(*args, **kwargs)
-                if not (isinstance(drawn, tuple) and len(drawn) == 2 and hasattr(drawn[0], "savefig") and hasattr(drawn[1], "to_csv")):
-                    raise BadFigure(f"{fn.__name__}, which draws {paper} {id}, must return (Figure, DataFrame of the numbers shown).")
-                fig, frame = drawn
+                if not (isinstance(drawn, tuple) and len(drawn) in (2, 3) and hasattr(drawn[0], "savefig") and hasattr(drawn[1], "to_csv")):
+                    raise BadFigure(f"{fn.__name__}, which draws {paper} {id}, must return (Figure, DataFrame of the numbers shown), and may add {{suffix: bytes}} of an animation.")
+                fig, frame, more = (*drawn, {})[:3]
                 plt.close(fig)                                   # else a notebook shows it twice
                 origin = _provenance(list(runs_used or ()), Scale(scale).value, steps, interval)
                 _footer(fig, origin)
                 files = {kind: _image(fig, kind, f"{paper}/{id}") for kind in ("svg", "png")}
-            _publish(paper, item, caption, origin, out, files | {"csv": _csv(frame)})
+            _publish(paper, item, caption, origin, out, files | more | {"csv": _csv(frame)})
             return fig
         return call
     return decorate

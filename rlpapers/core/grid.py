@@ -8,7 +8,7 @@ __all__ = ['WORKER_ENV', 'Outcome', 'ENGINES', 'RERUN', 'GridError', 'UnknownEng
            'compare_metrics', 'audit_run']
 
 # %% ../../nbs/core/05_grid.ipynb #c65133c0
-import contextlib, json, os, shutil, subprocess, sys, time, traceback
+import contextlib, json, os, queue, shutil, subprocess, sys, threading, time, traceback
 from dataclasses import dataclass, replace
 from itertools import product as cartesian
 from pathlib import Path
@@ -71,43 +71,45 @@ def train_one(job: Job, notify: Callable[[float, str], None] = lambda fraction, 
 WORKER_ENV = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_CBWR": "AVX2", "ATEN_CPU_CAPABILITY": "avx2",   # the same instructions on every x86 CPU since 2013
               "MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "1073741824"}   # glibc keeps freed arrays: fewer page faults, 20 % faster
 
-def _watch_parent() -> None:
-    "Stop this process when its standard input closes."
-    import threading
-    def wait():
-        os.read(0, 1)
+def _follow_driver(take: Callable[[str], None] = lambda line: None) -> None:
+    "Hand over each line of standard input, and stop this process when it closes."
+    def listen():
+        for line in sys.stdin: take(line[:-1])
         os._exit(3)
-    threading.Thread(target=wait, daemon=True).start()
+    threading.Thread(target=listen, daemon=True).start()
+
+def _work_on(path: Path) -> None:
+    "Train the run of a job file; what it prints goes to its log."
+    with open(path.parent/"log.txt", "ab") as log: os.dup2(log.fileno(), 1), os.dup2(log.fileno(), 2)
+    job = json.loads(path.read_text())
+    try:
+        train_one(Job(fn := load_function(job["function"]), config_object(fn, job["config"]), Path(job["root"]), job["after"]), lambda *progress: (path.parent/"progress.json").write_text(json.dumps(progress)))
+        shutil.rmtree(path.parent, ignore_errors=True)           # the sign that it is done
+    except Exception:
+        traceback.print_exc()                                    # to the log
+        (path.parent/"error.txt").write_text(traceback.format_exc())
+        os._exit(1)                                              # without waiting for the thread that listens
 
 def worker_main() -> None:
-    "Entry point of a worker process: train the run of the job file given as argument."
-    _watch_parent()
-    path = Path(sys.argv[1])
-    job = json.loads(path.read_text())
-    def notify(fraction, note): (path.parent/"progress.json").write_text(json.dumps([fraction, note]))
-    try:
-        fn = load_function(job["function"])
-        train_one(Job(fn, config_object(fn, job["config"]), Path(job["root"]), job["after"]), notify)
-    except Exception:
-        (path.parent/"error.txt").write_text(traceback.format_exc())
-        raise
-    os._exit(0)   # without waiting for the thread above
+    "Entry point of a worker process: train the run of each job file that standard input names, until it closes."
+    _follow_driver((jobs := queue.SimpleQueue()).put)
+    while True: _work_on(Path(jobs.get()))
 
 class Worker:
-    "A running worker process for one job."
-    def __init__(self, job: Job, attempt: int = 0):
+    "A job in a worker process, a new one or one that has ended its last job."
+    def __init__(self, job: Job, attempt: int = 0, process: subprocess.Popen | None = None):
         self.job, self.attempt, self.folder = job, attempt, job.folder
         (self.folder/"error.txt").unlink(missing_ok=True)
-        task = dict(function=function_name(job.fn), config=config_values(job.config), root=str(job.root), after=job.after)
-        path = atomic_write(self.folder/"job.json", json.dumps(task).encode())
+        path = atomic_write(self.folder/"job.json", json.dumps(dict(function=function_name(job.fn), config=config_values(job.config), root=str(job.root), after=job.after)).encode())
         env = os.environ | WORKER_ENV | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-        code = "from rlpapers.core.grid import worker_main; worker_main()"
-        with open(self.folder/"log.txt", "ab") as log:
-            self.process = subprocess.Popen([sys.executable, "-P", "-c", code, str(path)], stdin=subprocess.PIPE, stdout=log, stderr=log, env=env, start_new_session=True)
+        self.process = process or subprocess.Popen([sys.executable, "-P", "-c", "from rlpapers.core.grid import worker_main; worker_main()"], stdin=subprocess.PIPE, env=env, start_new_session=True, text=True)
+        with contextlib.suppress(BrokenPipeError): print(path, file=self.process.stdin, flush=True)    # one that died meanwhile is seen below
+    @property
+    def ended(self) -> bool: return self.process.poll() is not None or not self.folder.exists()
     def progress(self) -> tuple[float, str]:
         try: return tuple(json.loads((self.folder/"progress.json").read_text()))
         except (OSError, ValueError): return 0., ""
-    def stop(self) -> None: self.process.kill(); self.process.wait(); self.process.stdin.close()
+    def stop(self) -> None: self.process.kill(); self.process.communicate()
 
 # %% ../../nbs/core/05_grid.ipynb #d30c38b5
 def in_notebook() -> bool:
@@ -156,30 +158,29 @@ def _run_here(jobs: list[Job], workers: int, retries: int, bar: Progress, **_) -
 
 def _outcome(worker: Worker, retries: int) -> Run | str | None:
     "What a worker that ended leaves: its run, an error text, or None if it deserves another try."
-    job, error = worker.job, worker.folder/"error.txt"
-    if error.exists(): return error.read_text()
-    if worker.process.returncode == 0: return finished_run(job) or "The worker ended without a result."
+    if (error := worker.folder/"error.txt").exists(): return error.read_text()
+    if not worker.folder.exists(): return finished_run(worker.job) or "The worker ended without a result."
     if worker.attempt < retries: return None
     return f"The worker died {worker.attempt + 1} times (exit status {worker.process.returncode}; -9 often means out of memory)."
 
 def _run_local(jobs: list[Job], workers: int, retries: int, bar: Progress, **_) -> Iterator[Outcome]:
     "In `workers` processes of one thread each."
-    waiting, running, done = list(jobs), [], 0
+    waiting, running, free, done = list(jobs), [], [], 0
     try:
         while waiting or running:
-            while waiting and len(running) < workers: running.append(Worker(waiting.pop(0)))
+            while waiting and len(running) < workers: running.append(Worker(waiting.pop(0), process=free.pop().process if free else None))
             time.sleep(.1)
-            for worker in [w for w in running if w.process.poll() is not None]:
+            for worker in [w for w in running if w.ended]:
                 running.remove(worker)
-                worker.stop()
                 outcome = _outcome(worker, retries)
+                free.append(worker) if worker.process.poll() is None else worker.stop()
                 if outcome is None: running.append(Worker(worker.job, worker.attempt + 1)); continue
                 done += 1
                 yield worker.job, outcome
             progress = [w.progress() for w in running]
             bar.update(done + sum(f for f, _ in progress), "; ".join(note for _, note in progress if note))
     finally:
-        for worker in running: worker.stop()
+        for worker in running + free: worker.stop()
 
 # %% ../../nbs/core/05_grid.ipynb #bce30b8e
 def _ray_task(function: str, values: dict, expected_code: str) -> tuple:

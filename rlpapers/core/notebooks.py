@@ -42,8 +42,8 @@ def check_parameters(path: Path, given: dict[str, Any]) -> None:
 def _papermill_child(job: dict) -> None:
     "Execute one notebook in this process and write how it ended."
     import papermill
-    from rlpapers.core.grid import _watch_parent
-    _watch_parent()
+    from rlpapers.core.grid import _follow_driver
+    _follow_driver()
     from jupyter_client.manager import AsyncKernelManager
     class LocalKernel(AsyncKernelManager):
         def __init__(self, *args, **kwargs):   # without an address of their own, two kernels would share "./kernel-ipc"
