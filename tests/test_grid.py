@@ -67,6 +67,19 @@ def test_an_exception_is_not_retried_and_is_quoted(tmp_path):
     assert log.count("Traceback") == 1                               # tried once
 
 
+def test_a_worker_trains_one_run_after_the_other(tmp_path):
+    configs = product(toy.SlowConfig(steps=4, sleep=0, trace=str(tmp_path)), seed=list(range(5)))
+    runs = run_grid(toy.slow_fit, configs, root=tmp_path/"runs", jobs=2)
+    assert runs.frame().drop(columns="run").equals(expected(configs))
+    assert len({pid for seed in range(5) for pid, _ in starts(tmp_path, seed)}) <= 2
+
+
+def test_a_worker_that_dies_is_replaced_for_the_runs_that_wait(tmp_path):
+    configs = [toy.SlowConfig(steps=20, sleep=0, trace=str(tmp_path), deaths=1, seed=0), *product(toy.SlowConfig(steps=4, sleep=0, trace=str(tmp_path)), seed=[1, 2])]
+    runs = run_grid(toy.slow_fit, configs, root=tmp_path/"runs", jobs=1)
+    assert runs.frame().drop(columns="run").equals(expected(configs))
+
+
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_stopped_driver_loses_nothing_finished(tmp_path, how):
     configs, process = grid_of(tmp_path), driver(tmp_path)
