@@ -16,6 +16,7 @@ from rlpapers.poem.experts import BadTasks, Tasks, Views
 from rlpapers.poem.learners import GRU, POEM, PRECISIONS, CompleteObservation, ProtoNet, UnknownLearner, make_learner
 from rlpapers.poem.mazes import MazeConfig
 from rlpapers.poem.training import MazeRun, UnknownOption, ViewRun, train_mazes, train_views
+from rlpapers.poem.walks import WalkDecoderRun, train_walk_decoder
 
 
 def random_views(n, g, kind):
@@ -227,7 +228,8 @@ VIEWS = ViewRun(source="photos", encoder="conv4", channels=4, blocks=3, dim=8, w
                 eval_tasks=2, test_tasks=3, weights=True, maml=MAMLConfig(2, "sgd", .1), finetune=FinetuneConfig(3, lr=1e-2), pretrain_batch=16)
 DECODER = DecoderRun(MAZES, updates=9, eval_every=3, batch=8, hidden=16, weights=True)
 CASES = [(train_mazes, replace(MAZES, learner=name)) for name in ("POEM", "ProtoNet", "GRU", "complete")]
-CASES += [(train_views, replace(VIEWS, learner=name)) for name in ("POEM", "MAML", "Finetune")] + [(train_views, replace(VIEWS, views="whole", ways=(2, 4))), (train_decoder, DECODER)]
+CASES += [(train_views, replace(VIEWS, learner=name)) for name in ("POEM", "MAML", "Finetune")] + [(train_views, replace(VIEWS, views="whole", ways=(2, 4))), (train_decoder, DECODER),
+          (train_walk_decoder, WalkDecoderRun(MAZES, steps=6, mazes=40, updates=9, batch=4, hidden=16, eval_every=3))]
 
 
 @pytest.mark.parametrize("fn, config", CASES, ids=lambda x: getattr(x, "learner", getattr(x, "__name__", "")))

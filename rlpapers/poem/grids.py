@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['Grid', 'SEEDS', 'MAZE_SCALES', 'SOURCES', 'PAPER_SOURCES', 'IMAGE_LEARNERS', 'VIEW_SMALL', 'VIEW_SCALES', 'SLOW',
-           'WHOLE', 'COVERAGE', 'EXPERIMENTS', 'maze_run', 'seeds_of', 'recognition', 'decoders', 'precisions',
-           'view_run', 'sources', 'partial', 'whole', 'unequal', 'coverage', 'train_all', 'settings_shown']
+           'WHOLE', 'COVERAGE', 'EXPERIMENTS', 'maze_run', 'seeds_of', 'recognition', 'decoders', 'walking',
+           'precisions', 'view_run', 'sources', 'image_seeds', 'partial', 'whole', 'unequal', 'coverage_cases',
+           'coverage', 'train_all', 'settings_shown']
 
 # %% ../../nbs/poem/09_grids.ipynb #f3460d6e
 import pandas as pd
@@ -16,6 +17,7 @@ from .adaptation import FinetuneConfig, MAMLConfig
 from .decoder import DecoderRun, train_decoder
 from .mazes import MazeConfig
 from .training import MazeRun, ViewRun, train_mazes, train_views
+from .walks import WalkDecoderRun, train_walk_decoder
 
 Grid = dict[str, tuple]    # name of a run -> (training function, config)
 SEEDS = {Scale.smoke: 1, Scale.laptop: 3, Scale.paper: 3}
@@ -40,7 +42,8 @@ def seeds_of(scale: str, seeds: int = 0) -> range:
 def recognition(scale: str, seeds: int = 0) -> Grid:
     "Section 5.1: three learners, and complete observation as an upper bound."
     count = seeds or {Scale.smoke: 1, Scale.laptop: 5, Scale.paper: 5}[Scale(scale)]
-    return {f"{learner} {s}": (train_mazes, maze_run(scale, s, learner=learner)) for learner in ("POEM", "ProtoNet", "GRU", "complete") for s in range(count)}
+    return {f"{learner} {s}": (train_mazes, maze_run(scale, s, learner=learner))
+            for learner in ("POEM", "ProtoNet", "GRU", "complete") for s in range(min(count, 3) if learner == "complete" else count)}
 
 
 def decoders(scale: str, seeds: int = 0) -> Grid:
@@ -52,10 +55,18 @@ def decoders(scale: str, seeds: int = 0) -> Grid:
     return {f"{learner} {s}": one(learner, s) for learner in ("POEM", "ProtoNet", "GRU", "complete") for s in seeds_of(scale, seeds)}
 
 
+def walking(scale: str, seeds: int = 0) -> Grid:
+    "Beyond the paper: a decoder of what POEM knows along a walk; one seed."
+    run = dict(run=maze_run(scale, 0, learner="POEM"))
+    sizes = {"smoke": dict(steps=12, mazes=100, updates=20, hidden=32, eval_every=20), "laptop": dict(updates=3000, hidden=256)}
+    return {"POEM 0": (train_walk_decoder, at_scale(WalkDecoderRun, {"paper": run} | {k: run | o for k, o in sizes.items()}, scale))}
+
+
 def precisions(scale: str, seeds: int = 0) -> Grid:
     "Beyond the paper: which precisions matter."
-    fewer = dict(updates=600) if Scale(scale) is Scale.laptop else {}
+    fewer = dict(updates=400) if Scale(scale) is Scale.laptop else {}
     pairs = [(p, "sum") for p in ("both", "support", "query", "scalar", "shared", "fixed")] + [("both", "mean"), ("both", "prior")]
+    if Scale(scale) is Scale.smoke: pairs = [pairs[0], pairs[2], pairs[-2]]
     return {f"{p}, {c} {s}": (train_mazes, maze_run(scale, s, precision=p, counts=c, **fewer)) for p, c in pairs for s in seeds_of(scale, seeds)[:2]}
 
 # %% ../../nbs/poem/09_grids.ipynb #5bd00381
@@ -65,9 +76,10 @@ PAPER_SOURCES = {n.capitalize(): dict(source=n) for n in ("aircraft", "birds", "
 IMAGE_LEARNERS = ("Finetune", "ProtoNet", "MAML", "POEM")
 VIEW_SMALL = dict(encoder="conv4", channels=32, blocks=3, dim=64, width=64, head="mlp", lr=1e-3, decay=0., distort=False, pretrained=False,
                   maml=MAMLConfig(5, "adam", .01), finetune=FinetuneConfig(50, "adam", 1e-2, 0.), classes=(1, 3), support=(9, 9))
-VIEW_SCALES = {"smoke": VIEW_SMALL | dict(channels=4, dim=8, width=8, updates=6, eval_every=3, eval_tasks=2, test_tasks=4, classes=(1, 2), support=(3, 3)),
+VIEW_SCALES = {"smoke": VIEW_SMALL | dict(channels=4, dim=8, width=8, updates=6, eval_every=3, eval_tasks=2, test_tasks=4, classes=(1, 2), support=(3, 3),
+                                          maml=MAMLConfig(2, "adam", .01), finetune=FinetuneConfig(5, "adam", 1e-2, 0.)),
                "laptop": VIEW_SMALL | dict(updates=600, eval_every=100, eval_tasks=20, test_tasks=200)}
-SLOW = {"MAML": dict(updates=200, eval_every=100, test_tasks=60), "Finetune": dict(updates=200, eval_every=200, eval_tasks=2, test_tasks=60)}
+SLOW = {"MAML": dict(updates=120, eval_every=60, eval_tasks=10, test_tasks=60), "Finetune": dict(updates=200, eval_every=200, eval_tasks=2, test_tasks=60)}
 WHOLE = dict(views="whole", ways=(5, 15), support=(3, 3), queries=3, blocks=4)
 
 
@@ -79,14 +91,20 @@ def view_run(scale: str, seed: int = 0, **changes) -> ViewRun:
 
 
 def sources(scale: str) -> dict[str, dict]:
-    "Rows of Tables 1 and 2 at a scale."
-    return PAPER_SOURCES if Scale(scale) is Scale.paper else SOURCES
+    "Rows of Tables 1 and 2 at a scale; smoke has two of ours."
+    if Scale(scale) is Scale.paper: return PAPER_SOURCES
+    return SOURCES if Scale(scale) is Scale.laptop else {n: SOURCES[n] for n in ("glyphs, crop 14", "textures")}
+
+
+def image_seeds(scale: str, learner: str, seeds: int = 0) -> range:
+    "Seeds of a learner; at laptop scale the two that adapt by gradient steps, ten times as slow as the others, get two."
+    return seeds_of(scale, seeds)[:2] if learner in SLOW and Scale(scale) is Scale.laptop else seeds_of(scale, seeds)
 
 
 def partial(scale: str, seeds: int = 0) -> Grid:
     "Table 1: which image is a crop from?"
     return {f"{name} | {learner} | {s}": (train_views, view_run(scale, s, learner=learner, **source)) for name, source in sources(scale).items()
-            for learner in IMAGE_LEARNERS for s in seeds_of(scale, seeds)}
+            for learner in IMAGE_LEARNERS for s in image_seeds(scale, learner, seeds)}
 
 
 def whole(scale: str, seeds: int = 0) -> Grid:
@@ -94,28 +112,33 @@ def whole(scale: str, seeds: int = 0) -> Grid:
     shown = {n: s for n, s in sources(scale).items() if n != "glyphs, crop 10"}
     few = dict(ways=(3, 5)) if Scale(scale) is Scale.smoke else {}
     own = {} if Scale(scale) is Scale.paper else WHOLE | few
-    less = dict(updates=400) if Scale(scale) is Scale.laptop else {}
+    less = dict(updates=300) if Scale(scale) is Scale.laptop else {}
     def one(learner, s, source):
         ways = dict(ways=(3, 5)) if source["source"] == "photos" and Scale(scale) is not Scale.paper else {}
         return train_views, view_run(scale, s, learner=learner, views="whole", **{k: v for k, v in source.items() if k != "crop"}, **{k: v for k, v in (own | ways | (less if learner not in SLOW else {})).items() if k != "views"})
-    return {f"{name} | {learner} | {s}": one(learner, s, source) for name, source in shown.items() for learner in IMAGE_LEARNERS for s in seeds_of(scale, seeds)}
+    return {f"{name} | {learner} | {s}": one(learner, s, source) for name, source in shown.items() for learner in IMAGE_LEARNERS for s in image_seeds(scale, learner, seeds)}
 
 
 def unequal(scale: str, seeds: int = 0) -> Grid:
     "Beyond the paper: one to five shots of each class."
     kinds = {"POEM, sum": dict(learner="POEM"), "POEM, mean": dict(learner="POEM", counts="mean"), "POEM, prior": dict(learner="POEM", counts="prior"), "ProtoNet": dict(learner="ProtoNet")}
-    shots = WHOLE | dict(support=(1, 5)) | (dict(ways=(3, 5)) if Scale(scale) is Scale.smoke else {}) | (dict(updates=400) if Scale(scale) is Scale.laptop else {})
+    shots = WHOLE | dict(support=(1, 5)) | (dict(ways=(3, 5)) if Scale(scale) is Scale.smoke else {}) | (dict(updates=300) if Scale(scale) is Scale.laptop else {})
     return {f"{name} | {s}": (train_views, view_run(scale, s, source="glyphs" if Scale(scale) is not Scale.paper else "omniglot", **k, **shots)) for name, k in kinds.items() for s in seeds_of(scale, seeds)}
 
 
 COVERAGE = [(6, 9), (10, 9), (14, 9), (20, 9), (28, 9), (14, 2), (14, 4), (14, 18)]     # side of a crop, support views of an image
 
 
+def coverage_cases(scale: str) -> list[tuple[int, int]]:
+    "Sides of crops and numbers of views; smoke has three."
+    return COVERAGE if Scale(scale) is not Scale.smoke else [(14, 9), (28, 9), (14, 2)]
+
+
 def coverage(scale: str, seeds: int = 0) -> Grid:
     "Beyond the paper: how much of an image its views show."
     fewer = dict(updates=300) if Scale(scale) is Scale.laptop else {}
     def one(learner, crop, views, s): return train_views, view_run(scale, s, learner=learner, source="glyphs" if Scale(scale) is not Scale.paper else "omniglot", crop=crop, support=(views, views), blocks=min(3, crop.bit_length() - 1), **fewer)
-    return {f"{learner} | {crop} | {views} | {s}": one(learner, crop, views, s) for learner in ("POEM", "ProtoNet") for crop, views in COVERAGE for s in seeds_of(scale, seeds)[:2]}
+    return {f"{learner} | {crop} | {views} | {s}": one(learner, crop, views, s) for learner in ("POEM", "ProtoNet") for crop, views in coverage_cases(scale) for s in seeds_of(scale, seeds)[:2]}
 
 # %% ../../nbs/poem/09_grids.ipynb #d6acf2bb
 def train_all(grid: Grid, **options) -> dict[str, object]:  # name -> Run; options of run_grid
@@ -125,9 +148,9 @@ def train_all(grid: Grid, **options) -> dict[str, object]:  # name -> Run; optio
     return {n: runs[n] for n in grid}
 
 
-# the last three notebooks are planned
 EXPERIMENTS = {"11_mazes": recognition, "12_reconstruction": decoders, "13_partial_images": partial, "14_whole_images": whole,
-               "15_beyond": lambda *a: {f"{g.__name__}, {n}": r for g in (precisions, unequal, coverage) for n, r in g(*a).items()}}
+               "15_beyond": lambda *a: {f"{g.__name__}, {n}": r for g in (precisions, unequal, coverage) for n, r in g(*a).items()},
+               "16_exploring": walking}
 
 
 def settings_shown(scale: str) -> dict[str, str]:  # "row, column" of tables 3 and 4 -> our value
