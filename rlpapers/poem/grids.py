@@ -64,7 +64,7 @@ def walking(scale: str, seeds: int = 0) -> Grid:
 
 def precisions(scale: str, seeds: int = 0) -> Grid:
     "Beyond the paper: which precisions matter."
-    fewer = dict(updates=400) if Scale(scale) is Scale.laptop else {}
+    fewer = dict(weights=False) | (dict(updates=400) if Scale(scale) is Scale.laptop else {})
     pairs = [(p, "sum") for p in ("both", "support", "query", "scalar", "shared", "fixed")] + [("both", "mean"), ("both", "prior")]
     if Scale(scale) is Scale.smoke: pairs = [pairs[0], pairs[2], pairs[-2]]
     return {f"{p}, {c} {s}": (train_mazes, maze_run(scale, s, precision=p, counts=c, **fewer)) for p, c in pairs for s in seeds_of(scale, seeds)[:2]}
