@@ -139,9 +139,9 @@ class DDPM:
         for t, now, then in zip(visited, levels, [*levels[1:], 1.]):
             at = torch.full((len(x),), t, device=x.device)
             clean = self._clean(inner, x, at, scaled, act, math.sqrt(now), math.sqrt(1 - now)).clamp(-1, 1)
-            x = clean if then == 1. else ancestral_step(x, clean, now, then, generator)
+            x = quantise(clean, self.quantise) if then == 1. else ancestral_step(x, clean, now, then, generator)
             if trace is not None: trace.append(x)
-        return quantise(x, self.quantise)
+        return x
 
 # %% ../../nbs/diamond/02a_ddpm.ipynb #2e4dbc6b
 @dataclass(frozen=True)
