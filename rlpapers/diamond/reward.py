@@ -6,6 +6,7 @@
 __all__ = ['State', 'RewardConfig', 'init_lstm', 'RewardEncoder', 'RewardModel', 'BadSegment', 'transitions', 'reward_loss']
 
 # %% ../../nbs/diamond/03a_reward.ipynb #fd65a2f0
+import math
 from dataclasses import dataclass
 
 import torch
