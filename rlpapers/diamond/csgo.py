@@ -161,7 +161,7 @@ def read_recording(path: str | Path, start: int = 0,
     "Frames start to stop of a Counter-Strike recording. Raises `BadRecording`."
     stop = recording_length(path) if stop is None else stop
     with _open(Path(path)) as file:
-        frames = [_entry(file, f"frame_{i}_x", (None, None, 3))[:, :, ::-1] for i in range(start, stop)]
+        frames = [_entry(file, f"frame_{i}_x", (None, None, 3))[:][:, :, ::-1] for i in range(start, stop)]
         act = [_entry(file, f"frame_{i}_y", (ACTION_SIZE,))[:] for i in range(start, stop)]
         events = [_entry(file, f"frame_{i}_helperarr", (2,))[:] for i in range(start, stop)]
     if not frames: raise BadRecording(f"{path}: no frames between {start} and {stop}.")
