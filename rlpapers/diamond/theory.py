@@ -123,7 +123,7 @@ def sampler_error(mixture: Mixture, c: SamplerConfig, start: Tensor,
 def euler_gain(sigmas: Tensor,    # (n + 1,) levels, the last 0
                std: float,        # of Gaussian data
               ) -> float:
-    "Factor on a deviation from the mean of Gaussian data after n Euler steps: product of 1 - (1 - next / sigma) sigma^2 / (std^2 + sigma^2)."
+    "Factor on a deviation from the mean of Gaussian data after n Euler steps, a product over the levels."
     now, then = sigmas[:-1].double(), sigmas[1:].double()
     return (1 - (1 - then / now) * now ** 2 / (std ** 2 + now ** 2)).prod().item()
 
