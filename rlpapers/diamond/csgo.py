@@ -145,7 +145,8 @@ def _open(path: Path):
 
 def _entry(file, name: str, shape: tuple[int | None, ...]) -> np.ndarray:
     "One array of a file, its shape checked where a number is given."
-    if name not in file: raise BadRecording(f"{file.filename} has no entry {name}. A recording is shorter than asked for, or this is another kind of file.")
+    if name not in file:
+        raise BadRecording(f"{file.filename} has no entry {name}. A recording is shorter than asked for, or this is another kind of file.")
     found = file[name].shape
     if len(found) != len(shape) or any(n is not None and n != m for n, m in zip(shape, found)):
         raise BadRecording(f"{file.filename}: {name} has shape {found}, not {tuple('any' if n is None else n for n in shape)}.")
@@ -165,18 +166,20 @@ def read_recording(path: str | Path, start: int = 0,
         act = [_entry(file, f"frame_{i}_y", (ACTION_SIZE,))[:] for i in range(start, stop)]
         events = [_entry(file, f"frame_{i}_helperarr", (2,))[:] for i in range(start, stop)]
     if not frames: raise BadRecording(f"{path}: no frames between {start} and {stop}.")
-    return Recording(np.ascontiguousarray(np.stack(frames).transpose(0, 3, 1, 2)), np.stack(act).astype(np.float32), np.stack(events).astype(bool))
+    images = np.ascontiguousarray(np.stack(frames).transpose(0, 3, 1, 2))
+    return Recording(images, np.stack(act).astype(np.float32), np.stack(events).astype(bool))
 
 # %% ../../nbs/diamond/03d_csgo.ipynb #43ded091
 def split_recordings(folder: str | Path,
                      held_out: str | Path | None = None,   # text file that names the test files
                     ) -> tuple[list[Path], list[Path]]:    # training and test files, in numerical order
     "Recordings of a folder and its subfolders. Raises `BadRecording` if there are none, or a test file is not among them."
-    def number(p): return [int(part) if part.isdigit() else part for part in p.stem.split("_")]
-    files = sorted(Path(folder).rglob("*.hdf5"), key=lambda p: list(map(str, number(p)[:-1])) + [number(p)[-1] if isinstance(number(p)[-1], int) else -1])
+    def order(path): return [(not part.isdigit(), int(part) if part.isdigit() else part) for part in path.stem.split("_")]
+    files = sorted(Path(folder).rglob("*.hdf5"), key=order)
     if not files: raise BadRecording(f"{folder} holds no .hdf5 files. Give the folder of the recordings.")
     names = [Path(line.strip()).name for line in Path(held_out).read_text().splitlines() if line.strip()] if held_out else []
-    if missing := sorted(set(names) - {p.name for p in files}): raise BadRecording(f"{held_out} names files that are not in {folder}: {', '.join(missing[:5])} ({len(missing)} in all).")
+    if missing := sorted(set(names) - {p.name for p in files}):
+        raise BadRecording(f"{held_out} names {len(missing)} files that are not in {folder}: {', '.join(missing[:5])}.")
     return [p for p in files if p.name not in names], [p for p in files if p.name in names]
 
 class Clips(NamedTuple):
@@ -223,7 +226,8 @@ def read_spawn(folder: str | Path, context: int = 4) -> Spawn:
     act, following = (np.atleast_2d(_array(folder/f"{name}.npy")).astype(np.float32) for name in ("act", "next_act"))
     for name, x in (("act", act), ("next_act", following)):
         if x.shape[-1] != ACTION_SIZE: raise BadRecording(f"{folder}/{name}.npy has shape {x.shape}, not (…, {ACTION_SIZE}).")
-    if min(len(low), len(act)) < context: raise BadRecording(f"{folder}: {len(low)} small frames and {len(act)} actions, {context} of each are needed.")
+    if min(len(low), len(act)) < context:
+        raise BadRecording(f"{folder}: {len(low)} small frames and {len(act)} actions, {context} of each are needed.")
     return Spawn(Scene(low[None, -context:], full[-1:], torch.from_numpy(act)[None, -context:]), torch.from_numpy(following))
 
 # %% ../../nbs/diamond/03d_csgo.ipynb #64844c1c
@@ -232,7 +236,8 @@ def load_csgo(path: str | Path, models: CSGO | None = None) -> CSGO:
     from rlpapers.diamond.pretrained import compare_layout, read_weights
     state, models = read_weights(Path(path)), models or csgo_models()
     prefixes = CSGO("denoiser.inner_model.", "upsampler.inner_model.")
-    compare_layout(state, {p + k: tuple(v.shape) for p, m in zip(prefixes, models) for k, v in m.state_dict().items()}, f"{path} is not the released CS:GO model")
+    wanted = {prefix + k: tuple(v.shape) for prefix, net in zip(prefixes, models) for k, v in net.state_dict().items()}
+    compare_layout(state, wanted, f"{path} is not the released CS:GO model")
     for prefix, net in zip(prefixes, models):
         net.load_state_dict({k.removeprefix(prefix): v.float() for k, v in state.items() if k.startswith(prefix)}, assign=True)
         net.requires_grad_(True).eval()

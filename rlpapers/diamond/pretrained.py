@@ -23,9 +23,9 @@ from .unet import InnerModel
 
 # %% ../../nbs/diamond/03c_pretrained.ipynb #3a156acd
 ACTIONS = dict(
-    Alien=18, Amidar=10, Assault=7, Asterix=9, BankHeist=18, BattleZone=18, Boxing=18, Breakout=4, ChopperCommand=18, CrazyClimber=9, DemonAttack=6,
-    Freeway=3, Frostbite=18, Gopher=8, Hero=18, Jamesbond=18, Kangaroo=18, Krull=18, KungFuMaster=14, MsPacman=9, Pong=6, PrivateEye=18, Qbert=6,
-    RoadRunner=18, Seaquest=18, UpNDown=6)
+    Alien=18, Amidar=10, Assault=7, Asterix=9, BankHeist=18, BattleZone=18, Boxing=18, Breakout=4, ChopperCommand=18,
+    CrazyClimber=9, DemonAttack=6, Freeway=3, Frostbite=18, Gopher=8, Hero=18, Jamesbond=18, Kangaroo=18, Krull=18,
+    KungFuMaster=14, MsPacman=9, Pong=6, PrivateEye=18, Qbert=6, RoadRunner=18, Seaquest=18, UpNDown=6)
 
 class WrongCheckpoint(RLPapersError): "A file that is not one of the released agents, or not of this game; the message names tensors."
 class MissingCheckpoint(RLPapersError): "A file that is not there and cannot be downloaded."
@@ -58,7 +58,8 @@ def layout(actions: int) -> dict[str, tuple[int, ...]]:
     return {name: tuple(x.shape) for name, x in released_state(new_agent(actions, "meta")).items()}
 
 # %% ../../nbs/diamond/03c_pretrained.ipynb #152ce192
-COUNTERS = ("denoiser.inner_model.act_emb.0.weight", "rew_end_model.act_emb.weight", "actor_critic.actor_linear.weight", "actor_critic.actor_linear.bias")
+COUNTERS = ("denoiser.inner_model.act_emb.0.weight", "rew_end_model.act_emb.weight",
+            "actor_critic.actor_linear.weight", "actor_critic.actor_linear.bias")   # their first dimension is the number of actions
 
 def _some(names: list[str]) -> str:
     "At most five names and how many more."
@@ -69,14 +70,16 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if not path.is_file(): raise MissingCheckpoint(f"{path} does not exist. Give a file, or the name of a game to download its agent.")
     try: state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:   # what torch raises depends on which byte is wrong
-        raise WrongCheckpoint(f"{path} cannot be read as PyTorch weights ({type(e).__name__}). It may be a half download: delete it and fetch it again.") from e
+        raise WrongCheckpoint(f"{path} cannot be read as PyTorch weights ({type(e).__name__}). "
+                              "It may be a half download: delete it and fetch it again.") from e
     if not isinstance(state, dict) or not state or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise WrongCheckpoint(f"{path} holds {type(state).__name__}, not one flat dictionary of named tensors as released.")
     return state
 
 def _count_actions(state: dict[str, Tensor], path: Path, game: str | None) -> int:
     "Number of actions the tensors agree on. Raises `WrongCheckpoint`."
-    if any(k.startswith("upsampler.") for k in state): raise WrongCheckpoint(f"{path} holds an upsampler: this is a CS:GO model, load it with diamond.csgo.load_csgo.")
+    if any(k.startswith("upsampler.") for k in state):
+        raise WrongCheckpoint(f"{path} holds an upsampler: this is a CS:GO model, load it with diamond.csgo.load_csgo.")
     sizes = {k: state[k].shape[0] for k in COUNTERS if k in state and state[k].ndim}
     if len(set(sizes.values())) > 1: raise WrongCheckpoint(f"{path}: the parts disagree about the number of actions: {sizes}.")
     actions = next(iter(sizes.values()), ACTIONS.get(game, 4))
@@ -141,7 +144,7 @@ def hub_file(game: str) -> Path:
         from huggingface_hub import hf_hub_download
         return Path(hf_hub_download(HUB, name))
     except Exception as e:   # no package, no network, no such file: each its own class, all with the same remedy
-        raise MissingCheckpoint(f"{name} of {HUB} is not in the cache and cannot be downloaded ({type(e).__name__}: {str(e).splitlines()[0][:120] if str(e) else ''}). "
+        raise MissingCheckpoint(f"{name} of {HUB} is not in the cache and cannot be downloaded ({type(e).__name__}: {str(e)[:120].strip()}). "
                                 "Download it elsewhere and give its path instead.") from e
 
 def from_pretrained(game_or_path: str | Path,   # "Breakout", or a file

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..core.paths import RLPapersError
 from .edm import from_bytes
-from .unet import BadInput, BadNetwork, Downsample, ResBlocks, conv3
+from .unet import BadInput, BadNetwork, Downsample, ResBlocks, check_depths, conv3
 
 # %% ../../nbs/diamond/03a_reward.ipynb #7d6bc038
 @dataclass(frozen=True)
@@ -31,8 +31,7 @@ class RewardConfig:                                # defaults are the paper's (T
     skip: bool = False                             # the head also sees the encoder's features; not the paper's
 
     def __post_init__(self):
-        if not self.channels or len(self.depths) != len(self.channels) or min(self.depths) < 1:
-            raise BadNetwork(f"depths={self.depths}: one number of blocks, 1 or more, for each of the {len(self.channels)} levels of channels={self.channels}.")
+        check_depths(self.depths, self.channels)
         if self.image < 2 ** (len(self.channels) - 1):
             raise BadNetwork(f"image={self.image} cannot be halved {len(self.channels) - 1} times. Use fewer levels.")
 
@@ -89,15 +88,16 @@ class RewardModel(nn.Module):
                 next_obs: Tensor,                   # (B, T, C, H, W)
                 state: State | None = None,         # of the LSTM, each (1, B, lstm); none: the start of an episode
                ) -> tuple[Tensor, Tensor, State]:   # logits of reward -1, 0, 1: (B, T, 3); of end no, yes: (B, T, 2); state
-        if obs.shape != next_obs.shape or obs.shape[:2] != act.shape or obs.shape[2:] != (self.config.image_channels, *[self.config.image] * 2):
-            raise BadInput(f"obs {tuple(obs.shape)}, act {tuple(act.shape)}, next_obs {tuple(next_obs.shape)}: this network wants (B, T, "
-                           f"{self.config.image_channels}, {self.config.image}, {self.config.image}), (B, T) and the frames' shape again.")
+        c = self.config
+        if obs.shape != next_obs.shape or obs.shape[:2] != act.shape or obs.shape[2:] != (c.image_channels, c.image, c.image):
+            raise BadInput(f"obs {tuple(obs.shape)}, act {tuple(act.shape)}, next_obs {tuple(next_obs.shape)}: this network wants "
+                           f"(B, T, {c.image_channels}, {c.image}, {c.image}), (B, T) and the frames' shape again.")
         pairs = torch.cat((obs, next_obs), 2).flatten(0, 1)
         features = self.encoder(pairs, self.act_emb(act.flatten())).flatten(1).unflatten(0, act.shape)
         with torch.autocast(features.device.type, enabled=False):   # PyTorch's LSTM does not mix types
             features = features.float()
             out, state = self.lstm(features, state)
-            logits = self.head(torch.cat((out, features), -1) if self.config.skip else out)
+            logits = self.head(torch.cat((out, features), -1) if c.skip else out)
         return logits[..., :3], logits[..., 3:], state
 
 # %% ../../nbs/diamond/03a_reward.ipynb #75316ebb
