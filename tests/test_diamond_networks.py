@@ -275,7 +275,7 @@ def test_nothing_leaks_past_an_end_or_a_cut(seed, gamma, lam):
     assert torch.equal(again[:5, :2], out[:5, :2])
     later_v[4, 0] += 1
     assert torch.equal(lambda_returns(later_r, d, u, later_v, gamma, lam)[:5, 0], out[:5, 0])   # the value behind an end does not count
-    assert torch.allclose(lambda_returns(r, d, u, v, gamma, 0.), r.sign() + gamma * ~d * v)
+    assert torch.allclose(lambda_returns(r, d, u, v, gamma, 0.), r.sign() + gamma * (~d).double() * v)
 
 
 def test_returns_of_other_shapes_are_named():
@@ -324,7 +324,7 @@ def test_decay_pulls_on_weights_only(net):
 
 
 def test_warm_up_starts_at_zero():
-    assert [warmup(u, 1e-4) for u in (0, 1, 100, 10**6)] == [0., 1e-6, 1e-4, 1e-4]
+    assert [warmup(u, 1e-4) for u in (0, 1, 100, 10**6)] == pytest.approx([0., 1e-6, 1e-4, 1e-4], abs=0)
     assert warmup(0, 1e-3, over=0) == 1e-3
 
 
@@ -481,6 +481,7 @@ def test_spawn_folders(tmp_path, last):
     with pytest.raises(BadRecording, match="2 small frames"): read_spawn(tmp_path)
     np.save(tmp_path/"low_res.npy", arrays["low_res"].astype(np.float32))
     with pytest.raises(BadRecording, match="not uint8"): read_spawn(tmp_path)
+    np.save(tmp_path/"low_res.npy", arrays["low_res"])
     (tmp_path/"act.npy").unlink()
     with pytest.raises(BadRecording, match="missing or damaged"): read_spawn(tmp_path)
 
@@ -497,3 +498,9 @@ def test_drives_are_aligned_by_the_camera_pointer(tmp_path):
     with pytest.raises(BadRecording, match="points at no frame"):
         with h5py.File(tmp_path/"l.h5", "a") as file: file["cam1_ptr"][:] = 99
         read_drive(tmp_path/"c.h5", tmp_path/"l.h5")
+
+
+def test_the_package_offers_it(released, tmp_path):
+    import rlpapers.diamond
+    torch.save(released, tmp_path/"Breakout.pt")
+    assert rlpapers.diamond.from_pretrained(tmp_path/"Breakout.pt").actions == 4
