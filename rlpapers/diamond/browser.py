@@ -54,6 +54,7 @@ def export_onnx(world: World,
     check_exportable(world)
     context, file = world.inner.config.context, io.BytesIO()
     example = torch.zeros(1, *shape), torch.ones(1), torch.zeros(1, context, *shape), torch.zeros(1, context, dtype=torch.long)
+    torch.onnx.register_custom_op_symbolic("aten::trunc", lambda g, x: g.op("Floor", x), 17)     # levels are not negative
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")        # on shapes that are fixed by tracing, and on the age of this exporter
         torch.onnx.export(Denoise(world.objective, world.inner).eval(), example, file, dynamo=False, opset_version=17,
