@@ -95,6 +95,7 @@ def render(plan: np.ndarray,      # (B, 12, 12)
            position: np.ndarray,  # (B, 2)
            angle: np.ndarray,     # (B,)
            flash: np.ndarray,     # (B,) bool: has just fired
+           plain: bool = False,   # no bricks and no tiles: a world of even faces
           ) -> np.ndarray:        # (B, 3, 32, 32) uint8
     "What the walkers see."
     ray, slope = rays(angle), math.tan(FIELD / 2)
@@ -102,12 +103,12 @@ def render(plan: np.ndarray,      # (B, 12, 12)
     y = (2 * (np.arange(SIZE) + .5) / SIZE - 1)[:, None]                              # (H, 1), down
     depth, u = hit.depth[:, None], hit.along[:, None]                                 # (B, 1, W)
     v = y * depth * slope + .5
-    texture = np.where(hit.cell[:, None] == CRATE, _planks(u, v), _bricks(u, v, depth))
+    texture = np.where(hit.cell[:, None] == CRATE, _planks(u, v), 1. if plain else _bricks(u, v, depth))
     light = texture * np.where(hit.side, .72, 1.)[:, None] / (1 + .1 * depth)
     wall = TINTS[hit.cell][:, None] * light[..., None]                                # (B, H, W, 3)
     far = .5 / (np.abs(y) * slope)
     ground = position[:, None, None] + far[None, :, :, None] * ray[:, None]           # (B, H, W, 2)
-    tiles = np.floor(ground * 2).sum(-1) % 2
+    tiles = np.full(ground.shape[:-1], .5) if plain else np.floor(ground * 2).sum(-1) % 2
     floor = (70 + 34 * tiles * np.exp(-far / 4)) / (1 + .12 * far)
     level = np.where(y > 0, floor, 46 / (1 + .06 * far))[..., None] * np.array([1., .97, .9])
     image = np.where((v >= 0)[..., None] & (v <= 1)[..., None], wall, level)
@@ -138,14 +139,15 @@ FREE = np.argwhere(PLAN == 0)[:, ::-1]                  # (n, 2) column, row
 
 class World:
     "B first-person worlds side by side, each with its own walker; nothing resets by itself."
-    def __init__(self, state: Walkers): self.state = Walkers(*(np.array(x) for x in state))
+    def __init__(self, state: Walkers, plain: bool = False):
+        self.state, self.plain = Walkers(*(np.array(x) for x in state)), plain
 
     @classmethod
-    def new(cls, walkers: int, rng: np.random.Generator) -> "World":
+    def new(cls, walkers: int, rng: np.random.Generator, plain: bool = False) -> "World":
         "Walkers and crates on different free cells, facing anywhere."
         cells = FREE[np.argsort(rng.random((walkers, len(FREE))), axis=1)[:, :CRATES + 1]]
         angle = rng.integers(24, size=walkers) * TURN
-        return cls(Walkers(cells[:, 0] + .5, angle, cells[:, 1:], np.zeros(walkers, bool)))
+        return cls(Walkers(cells[:, 0] + .5, angle, cells[:, 1:], np.zeros(walkers, bool)), plain)
 
     def __len__(self) -> int: return len(self.state.angle)
 
@@ -157,7 +159,7 @@ class World:
 
     def images(self) -> np.ndarray:                      # (B, 3, 32, 32) uint8
         "What the walkers see."
-        return render(self.plans(), self.state.position, self.state.angle, self.state.flash)
+        return render(self.plans(), self.state.position, self.state.angle, self.state.flash, self.plain)
 
     def sight(self) -> Hits:                             # with one column: fields (B, 1) and (B, 1, 2)
         "What the sights point at."
@@ -262,9 +264,9 @@ class Recording(NamedTuple):
     states: list           # T + 1 Walkers
 
 
-def record(walkers: int, steps: int, rng: np.random.Generator, random: float = .1) -> Recording:
+def record(walkers: int, steps: int, rng: np.random.Generator, random: float = .1, plain: bool = False) -> Recording:
     "Watch wanderers."
-    world, acts, rews = World.new(walkers, rng), [], []
+    world, acts, rews = World.new(walkers, rng, plain), [], []
     player = Wanderer(walkers, rng, random)
     frames, states = [world.images()], [world.state]
     for _ in range(steps):
@@ -276,10 +278,10 @@ def record(walkers: int, steps: int, rng: np.random.Generator, random: float = .
 
 
 def replay_from(state: Walkers, act: np.ndarray,         # (B, T)
-                rng: np.random.Generator,
+                rng: np.random.Generator, plain: bool = False,
                ) -> np.ndarray:                          # (B, T, 3, 32, 32) uint8
     "What would have been seen from `state` on under these actions."
-    world, frames = World(state), []
+    world, frames = World(state, plain), []
     for a in np.asarray(act).T:
         world.step(a, rng)
         frames.append(world.images())
@@ -292,10 +294,11 @@ class WalkConfig:
     walkers: int = 1000          # paper: 5,003 recordings of 1,000 frames to train on, 500 held out
     steps: int = 1000
     random: float = .1           # share of uniformly random actions
+    plain: bool = False          # even faces instead of bricks and tiles
     seed: int = 0
 
 
 @lru_cache(maxsize=4)
 def walks(c: WalkConfig, part: str = "train") -> Recording:   # shared: do not write to it
     "The recording of a config; parts with other names are drawn independently."
-    return record(c.walkers, c.steps, numpy_generator(c.seed, "walks", part), c.random)
+    return record(c.walkers, c.steps, numpy_generator(c.seed, "walks", part), c.random, c.plain)

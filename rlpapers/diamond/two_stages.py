@@ -8,7 +8,7 @@ __all__ = ['STAGES', 'NETWORKS', 'UPSAMPLER', 'SMALL', 'SIZES', 'UNETS', 'Unknow
            'stage_loss', 'upsample', 'held_out', 'dream', 'stage_rows', 'train_stage', 'trained_stage']
 
 # %% ../../nbs/diamond/06c_two_stages.ipynb #f7673d60
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Callable
 
 import numpy as np
@@ -21,7 +21,7 @@ from torch import Tensor
 from ..core.paths import RLPapersError, suggest
 from ..core.record import RunOutput, Work, find_run
 from ..core.rng import counter_generator, derive_seed, torch_generator
-from ..core.scale import Scale, at_scale
+from ..core.scale import at_scale
 from .ddpm import Regression
 from .edm import EDM, NoiseConfig, SamplerConfig, from_bytes, segment_loss, to_bytes
 from .first_person import ACTIONS, WalkConfig, walks
@@ -132,9 +132,9 @@ class StageRun:                          # defaults are the paper's CS:GO dynami
 
 UPSAMPLER = dict(stage="upsampler", extra=1,
                  unet=UNetConfig((64, 64, 128, 256), (2, 2, 2, 2), (0, 0, 0, 1), cond=2048, context=1, extra_image_channels=3))
-SMALL = dict(lr=1e-3, cosine=True, extra=1, clip=1., device="cpu")
-SIZES = {"smoke": SMALL | dict(walks=WalkConfig(16, 60), updates=12, batch=8, trajectories=6, horizon=6, log_every=4),
-         "laptop": SMALL | dict(walks=WalkConfig(64, 250), updates=900, batch=32, trajectories=64, horizon=40, precision="bfloat16")}
+SMALL = dict(lr=1.5e-3, cosine=True, extra=1, clip=1., warmup=50, noise=NoiseConfig(log_mean=-.2), device="cpu")
+SIZES = {"smoke": SMALL | dict(walks=WalkConfig(16, 60, plain=True), updates=12, batch=8, trajectories=6, horizon=6, log_every=4),
+         "laptop": SMALL | dict(walks=WalkConfig(64, 250, plain=True), updates=500, batch=16, trajectories=32, horizon=30, log_every=50)}
 UNETS = {("smoke", "dynamics"): UNetConfig((8, 16), (1, 1), cond=16), ("laptop", "dynamics"): UNetConfig((32, 64), (1, 1), cond=128),
          ("smoke", "upsampler"): UNetConfig((8, 16), (1, 1), cond=16, context=1, extra_image_channels=3, patch=2),
          ("laptop", "upsampler"): UNetConfig((32, 64), (1, 1), cond=128, context=1, extra_image_channels=3, patch=2)}
@@ -214,7 +214,7 @@ def upsample(objective: EDM, inner: Callable,
 def held_out(c: StageRun) -> tuple[Tensor, Tensor]:   # (N, L + T, 3, 32, 32) uint8, (N, L + T - 1) int64
     "Trajectories of other walkers than the training's."
     length = 4 + c.horizon
-    recording = walks(WalkConfig(c.trajectories, length, c.walks.random, c.walks.seed), "test")
+    recording = walks(replace(c.walks, walkers=c.trajectories, steps=length), "test")
     frames, act = recording.frames[:, :length], recording.act[:, :length - 1]
     return torch.from_numpy(frames).to(c.device), torch.from_numpy(act).to(c.device)
 
