@@ -324,7 +324,7 @@ def test_decay_pulls_on_weights_only(net):
 
 
 def test_warm_up_starts_at_zero():
-    assert [warmup(u, 1e-4) for u in (0, 1, 100, 10**6)] == pytest.approx([0., 1e-6, 1e-4, 1e-4], abs=0)
+    assert [warmup(u, 1e-4) for u in (0, 1, 100, 10**6)] == pytest.approx([0., 1e-6, 1e-4, 1e-4], rel=1e-9)
     assert warmup(0, 1e-3, over=0) == 1e-3
 
 
