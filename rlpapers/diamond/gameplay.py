@@ -72,7 +72,8 @@ def make_policy(c: DataConfig) -> Policy:
 def gather(c: DataConfig) -> Replay:     # shared: do not add to it
     "Training data: the first `steps` steps from a seed."
     env = make_game(c, c.envs)
-    replay = collect(env, make_policy(c), c.steps, numpy_generator(c.seed, "play", c.game), seed=derive_seed(c.seed, "game", c.game) % 2**31)
+    rng, seed = numpy_generator(c.seed, "play", c.game), derive_seed(c.seed, "game", c.game) % 2**31
+    replay = collect(env, make_policy(c), c.steps, rng, seed=seed)
     env.close()
     return replay
 
@@ -91,14 +92,17 @@ def cut_windows(episode, length: int) -> tuple[np.ndarray, np.ndarray]:   # (n, 
 
 
 @lru_cache(maxsize=4)
-def held_out(c: DataConfig, count: int, length: int) -> tuple[np.ndarray, np.ndarray]:   # (count, length, C, H, W) uint8, (count, length) int64
+def held_out(c: DataConfig, count: int, length: int,
+            ) -> tuple[np.ndarray, np.ndarray]:   # (count, length, C, H, W) uint8, (count, length) int64
     "The first `count` trajectories of held-out play; raises `TooShort`."
     c = replace(c, shares=(min(c.shares),), seed=derive_seed(c.seed, "held out") % 2**31)
     env, policy = make_game(c), make_policy(c)
-    collector, found, seen = Collector(env, Replay(shape=env.single_observation_space.shape), numpy_generator(c.seed, "play"), c.seed), [], 0
+    collector = Collector(env, Replay(shape=env.single_observation_space.shape), numpy_generator(c.seed, "play"), c.seed)
+    found, seen = [], 0
     while sum(len(a) for _, a in found) < count:
         if collector.steps > 100 * count * length:
-            raise TooShort(f"{c.game}: {sum(len(a) for _, a in found)} of {count} trajectories of {length} steps in {collector.steps} steps. Ask for shorter ones, or smaller `shares` of random actions.")
+            raise TooShort(f"{c.game}: {sum(len(a) for _, a in found)} of {count} trajectories of {length} steps in {collector.steps} steps. "
+                           "Ask for shorter ones, or smaller `shares` of random actions.")
         collector.run(policy, 2 * length)
         last = collector.replay.episodes - 1                            # may go on
         found += [cut_windows(collector.replay.episode(k), length) for k in range(seen, last)]

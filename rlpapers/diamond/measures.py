@@ -83,10 +83,12 @@ def catch_scores(frames: Tensor, real: Tensor) -> dict[str, Tensor]:    # each (
     "One ball there, ball in place, paddle in place."
     mine, true = (catch_objects(x) for x in (frames, real))
     where, expected = (torch.as_tensor(np.asarray(x.ball)).float() for x in (mine, true))
-    jumped = torch.nn.functional.pad(expected[:, 1:, 0] < expected[:, :-1, 0], (1, 0)).cumsum(1) > 0     # up again: a new ball, which nobody can foresee
+    up = expected[:, 1:, 0] < expected[:, :-1, 0]                             # a new ball, which nobody can foresee
+    jumped = torch.nn.functional.pad(up, (1, 0)).cumsum(1) > 0
     near = ((where - expected).abs().amax(-1) <= 1).float()
     paddle = torch.as_tensor(np.asarray(mine.paddle)) == torch.as_tensor(np.asarray(true.paddle))
-    return dict(ball=torch.as_tensor(np.asarray(mine.visible)).float(), ball_place=near.masked_fill(jumped, torch.nan), paddle=paddle.float())
+    ball = torch.as_tensor(np.asarray(mine.visible)).float()
+    return dict(ball=ball, ball_place=near.masked_fill(jumped, torch.nan), paddle=paddle.float())
 
 
 SCORES = {"PixelCatch": catch_scores, "Boxing": boxing_scores}   # games without an entry have pixel measures only

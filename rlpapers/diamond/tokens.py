@@ -58,7 +58,8 @@ class Tokeniser(nn.Module):
         for _ in range((c.data.size // c.grid).bit_length() - 1):
             down += [nn.SiLU(), nn.Conv2d(c.channels, c.channels, 4, 2, 1), nn.GroupNorm(1, c.channels)]
             up += [nn.SiLU(), nn.Upsample(scale_factor=2), nn.Conv2d(c.channels, c.channels, 3, padding=1), nn.GroupNorm(1, c.channels)]
-        self.encoder, self.decoder = nn.Sequential(*down, nn.SiLU(), nn.Conv2d(c.channels, c.dim, 1)), nn.Sequential(*up, nn.SiLU(), nn.Conv2d(c.channels, 3, 3, padding=1))
+        self.encoder = nn.Sequential(*down, nn.SiLU(), nn.Conv2d(c.channels, c.dim, 1))
+        self.decoder = nn.Sequential(*up, nn.SiLU(), nn.Conv2d(c.channels, 3, 3, padding=1))
         self.codes, self.grid = nn.Parameter(torch.randn(c.codes, c.dim) / c.dim ** .5), c.grid
 
     def cells(self, frames: Tensor) -> Tensor:     # (B, 3, H, W) -> (B, grid ** 2, dim)
@@ -152,13 +153,15 @@ def tokeniser_step(c: TokenRun, learner: Learner, replay) -> float:
     frames = from_bytes(torch.as_tensor(drawn_frames(replay, c.batch, counter_generator(derive_seed(c.seed, "frames"), u)))).to(c.device)
     loss, chosen = learner.module.loss(frames)
     value = learner.step(loss)
-    if u < c.tokeniser_updates // 2 and u % 20 == 0: revive(learner.module, frames, chosen, torch_generator(c.seed, "revive", u, device=c.device))
+    if u < c.tokeniser_updates // 2 and u % 20 == 0:
+        revive(learner.module, frames, chosen, torch_generator(c.seed, "revive", u, device=c.device))
     return value
 
 
 def writer_step(c: TokenRun, learner: Learner, tokens: Tokens, replay) -> float:
     "The transformer's next update."
-    segment = replay.segments(c.batch, c.context + 1, counter_generator(derive_seed(c.seed, "writer"), learner.updates), "denoiser", None).to(c.device)
+    rng = counter_generator(derive_seed(c.seed, "writer"), learner.updates)
+    segment = replay.segments(c.batch, c.context + 1, rng, "denoiser", None).to(c.device)
     return learner.step(tokens.loss(learner.module, segment.images(c.device), segment.act[:, :-1]))
 
 
@@ -173,7 +176,8 @@ def token_rows(c: TokenRun, tokens: Tokens, writer: Writer, ground: Tensor) -> t
             self.at += 1
             return tokens.tokeniser.frames(tokens.tokeniser.tokens(from_bytes(real[:, self.at - 1])))
     generator = torch_generator(c.seed, "drift", device=c.device)
-    made = {"reconstruction": imagine(Through(), None, frames[:, :c.context], act[:, :-1], generator), "dream": imagine(tokens, writer, frames[:, :c.context], act[:, :-1], generator)}
+    start = frames[:, :c.context], act[:, :-1], generator
+    made = {"reconstruction": imagine(Through(), None, *start), "dream": imagine(tokens, writer, *start)}
     rows = [dict(kind=kind) | r for kind, x in made.items() for r in drift_rows(c.data.game, x.cpu(), real.cpu(), last.cpu(), ground)]
     return rows, {"frames/real": frames[:c.shown, c.context - 1:].cpu()} | {f"frames/{k}": x[:c.shown].cpu() for k, x in made.items()}
 
@@ -182,7 +186,8 @@ def train_tokens(c: TokenRun, work: Work) -> RunOutput:
     "Tokeniser, then transformer, then the measures of `drift_rows` on reconstructions and dreams."
     replay = gather(c.data)
     first = Learner(initialised(derive_seed(c.seed, "tokeniser"), lambda: Tokeniser(c)).to(c.device), c.lr, 0., 100, 10.)
-    second = Learner(initialised(derive_seed(c.seed, "writer"), lambda: Writer(c, game_actions(c.data))).to(c.device), c.lr, c.decay, 100, 10.)
+    writer = initialised(derive_seed(c.seed, "writer"), lambda: Writer(c, game_actions(c.data))).to(c.device)
+    second = Learner(writer, c.lr, c.decay, 100, 10.)
     start, rows, tokens = 0, [], Tokens(first.module)
     if saved := work.load():
         start, state = saved

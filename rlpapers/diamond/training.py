@@ -140,7 +140,10 @@ class AgentPolicy:
 
 class Tally:
     "A vector environment that counts steps and the signs of rewards."
-    def __init__(self, env): self.env, self.num_envs, self.single_action_space, self.steps, self.signs = env, env.num_envs, env.single_action_space, 0, 0.
+    def __init__(self, env):
+        self.env, self.num_envs, self.single_action_space = env, env.num_envs, env.single_action_space
+        self.steps, self.signs = 0, 0.
+
     def reset(self, **options): return self.env.reset(**options)
     def step(self, act):
         out = self.env.step(act)
@@ -152,7 +155,8 @@ class RealGame:
     "The training game and what was seen of it; its checkpoint is the list of actions, which a resumed run plays again."
     def __init__(self, data: DataConfig, seed: int):
         env = make_game(data)
-        self.collector = Collector(env, Replay(shape=env.single_observation_space.shape), numpy_generator(seed, "collect"), derive_seed(seed, "game") % 2**31)
+        replay, rng = Replay(shape=env.single_observation_space.shape), numpy_generator(seed, "collect")
+        self.collector = Collector(env, replay, rng, derive_seed(seed, "game") % 2**31)
         self.policy = None
 
     @property
@@ -166,7 +170,8 @@ class RealGame:
 
     def state(self) -> dict:
         acts = [self.replay.episode(k).act for k in range(self.replay.episodes)]
-        return dict(act=np.concatenate([np.zeros(0, np.int64), *acts]), rng=json.dumps(self.collector.rng.bit_generator.state), memory=self.policy.state if self.policy else None)
+        return dict(act=np.concatenate([np.zeros(0, np.int64), *acts]), rng=json.dumps(self.collector.rng.bit_generator.state),
+                    memory=self.policy.state if self.policy else None)
 
     def load(self, state: dict, policy: AgentPolicy) -> None:
         taken = iter(state["act"])
@@ -182,7 +187,8 @@ class Loop:
         self.c, self.game = c, RealGame(c.world.data, derive_seed(c.seed, "real game"))
         actions, world = game_actions(c.world.data), replace(c.world, seed=c.seed, device=c.device)
         self.objective, self.world_run, self.world = make_objective(world), world, new_world(world, actions)
-        def learner(name, make, i): return Learner(initialised(derive_seed(c.seed, name), make).to(c.device), c.lr[i], c.decay[i], c.warmup, c.clip[i])
+        def learner(name, make, i):
+            return Learner(initialised(derive_seed(c.seed, name), make).to(c.device), c.lr[i], c.decay[i], c.warmup, c.clip[i])
         self.reward = learner("reward", lambda: RewardModel(c.reward, actions), 0)
         self.agent = learner("agent", lambda: ActorCritic(c.agent, actions), 1)
         self.inner = in_precision(self.world.module, world.precision)
@@ -207,20 +213,23 @@ class Loop:
 
     def collect_piece(self, piece: Piece) -> dict:
         c, game = self.c, self.game
+        scores = []
         if piece.epoch: scores = game.play(self.policy(), piece.count, c.explore)
-        else: scores = collect_first(game.collector, uniform(int(game.collector.env.single_action_space.n)), piece.count, least=c.rewarded, most=c.initial_most) and []
+        else: collect_first(game.collector, uniform(game_actions(c.world.data)), piece.count, least=c.rewarded, most=c.initial_most)
         down, none, up = game.replay.reward_counts().tolist()
         return dict(mean=float(np.mean(scores)) if scores else math.nan, negative=down, zero=none, positive=up)
 
     def world_piece(self, piece: Piece) -> dict:
         replay = self.game.replay
-        return dict(loss=float(np.mean([fit_world(self.world_run, self.world, self.objective, replay, GROUPS) for _ in range(piece.count)])), update=self.world.updates)
+        losses = [fit_world(self.world_run, self.world, self.objective, replay, GROUPS) for _ in range(piece.count)]
+        return dict(loss=float(np.mean(losses)), update=self.world.updates)
 
     def reward_piece(self, piece: Piece) -> dict:
         c, replay, losses, metrics = self.c, self.game.replay, [], {}
         for _ in range(piece.count):
             rng = counter_generator(derive_seed(c.seed, "reward"), self.reward.updates)
-            loss, metrics = reward_loss(self.reward.module, replay.segments(c.reward_batch, c.reward_steps, rng, "reward", events=c.events).to(c.device))
+            segment = replay.segments(c.reward_batch, c.reward_steps, rng, "reward", events=c.events).to(c.device)
+            loss, metrics = reward_loss(self.reward.module, segment)
             losses.append(self.reward.step(loss))
         return dict(loss=float(np.mean(losses)), update=self.reward.updates) | {k: float(x) for k, x in metrics.items() if k != "loss"}
 
@@ -228,8 +237,8 @@ class Loop:
         "Fresh dreams from the replay memory as it is now."
         c, run = self.c, self.world_run
         generator = torch_generator(c.seed, "dreams", self.agent.updates, device=c.device)
-        return DreamEnv(self.objective, self.inner, self.reward.module, start_from(self.game.replay, run.unet.context), horizon=c.dream_steps, batch=c.dreams, generator=generator,
-                        pool=c.pool, actions=game_actions(run.data))
+        return DreamEnv(self.objective, self.inner, self.reward.module, start_from(self.game.replay, run.unet.context), horizon=c.dream_steps,
+                        batch=c.dreams, generator=generator, pool=c.pool, actions=game_actions(run.data))
 
     def agent_piece(self, piece: Piece) -> dict:
         c, actor, env = self.c, self.agent.module, self.dreams()
@@ -241,7 +250,8 @@ class Loop:
             targets = lambda_returns(rolled.rewards, rolled.ends, rolled.truncations, rolled.next_values, c.agent.gamma, c.agent.lam)
             loss, metrics = actor_critic_loss(rolled.logits, rolled.values, rolled.actions, targets, c.agent)
             self.agent.step(loss)
-            logged.append({k: float(x) for k, x in metrics.items()} | dict(dream_reward=rolled.rewards.sign().sum(0).mean().item(), dream_ends=rolled.ends.float().mean().item()))
+            dreamed = dict(dream_reward=rolled.rewards.sign().sum(0).mean().item(), dream_ends=rolled.ends.float().mean().item())
+            logged.append({k: float(x) for k, x in metrics.items()} | dreamed)
         return pd.DataFrame(logged).mean().to_dict() | dict(update=self.agent.updates)
 
     def test_piece(self, piece: Piece) -> dict:
@@ -272,7 +282,8 @@ def train_loop(c: LoopRun, work: Work) -> RunOutput:
 
 def trained_weights(loop: Loop) -> dict[str, Tensor]:
     "All parameters in half precision, by network."
-    return {f"weights/{name}/{k}": x.half() for name in ("world", "reward", "agent") for k, x in getattr(loop, name).module.state_dict().items()}
+    names = ("world", "reward", "agent")
+    return {f"weights/{name}/{k}": x.half() for name in names for k, x in getattr(loop, name).module.state_dict().items()}
 
 
 def restored(c: LoopRun, tensors: dict[str, Tensor]) -> Loop:

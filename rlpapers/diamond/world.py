@@ -70,7 +70,8 @@ RELEASED = dict(objective="DDPM", extra=0, context_scale=1., spacings=("leading"
 def make_objective(c: WorldRun):
     "The objective of a run; raises `UnknownObjective`."
     made = {"EDM": lambda: EDM(c.noise, c.sampler), "Regression": lambda: Regression(c.noise.data, c.noise.quantise),
-            "DDPM": lambda: DDPM(c.sampler.steps, spacing=c.spacings[0], context_scale=c.context_scale, offset=c.noise.offset, quantise=c.noise.quantise)}
+            "DDPM": lambda: DDPM(c.sampler.steps, spacing=c.spacings[0], context_scale=c.context_scale, offset=c.noise.offset,
+                                 quantise=c.noise.quantise)}
     if c.objective not in made: raise UnknownObjective(f"objective={c.objective!r}.{suggest(c.objective, made)}")
     return made[c.objective]()
 
@@ -129,7 +130,8 @@ def in_precision(inner: nn.Module, precision: str) -> Callable:
 def fit_world(c: WorldRun, learner: Learner, objective, replay: Replay, weights: tuple | None = None) -> float:
     "The next update of a world model; batches and noise depend on the seed and the number of the update only."
     u, length = learner.updates, c.unet.context
-    segment = replay.segments(c.batch, length + 1 + c.extra, counter_generator(derive_seed(c.seed, "world"), u), "denoiser", weights).to(c.device)
+    rng = counter_generator(derive_seed(c.seed, "world"), u)
+    segment = replay.segments(c.batch, length + 1 + c.extra, rng, "denoiser", weights).to(c.device)
     generator = torch_generator(c.seed, "world", u, device=c.device)
     inner = in_precision(learner.module, c.precision)
     return learner.step(segment_loss(objective, inner, segment.images(c.device), segment.act, segment.mask, generator, length))
