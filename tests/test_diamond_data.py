@@ -480,7 +480,7 @@ def dream(**kwargs):
     return DreamEnv(CountUp(), None, counting, start_from(counted(options.pop("first", 0))), **options)
 
 def test_all_dreams_are_truncated_at_once():
-    env = dream()
+    env, last = dream(), None
     obs, _ = env.reset()
     for k in range(45):
         before, act = level(obs), torch.randint(3, (8,))
