@@ -250,73 +250,72 @@ def served(folder):
         yield f"http://127.0.0.1:{server.server_port}/"
         server.shutdown()
 
-@pytest.fixture(scope="module")
-def player(tmp_path_factory, trained):
-    "Folder with a page that has the player on it."
+def player(folder: Path, world: World) -> Path:
+    "A folder with a page that has the player on it; skips where npm cannot bring the runtime."
     import dream
-    folder = tmp_path_factory.mktemp("player")
-    try: dream.write_player(folder/"files", trained, ROOT/"runs"/"npm")
+    try: dream.write_player(folder/"files", world, ROOT/"runs"/"npm")
     except dream.Missing as e: pytest.skip(str(e))
     shutil.copy(ROOT/"docs"/"static"/"dream.js", folder)
     html = dream.PLAYER.format(assets="files/", script="dream.js")
-    (folder/"index.html").write_text(f'<!doctype html><meta charset="utf-8"><link rel="icon" href="data:,"><style>canvas{{width:320px;image-rendering:pixelated}}</style><main>{html}</main>')
+    (folder/"index.html").write_text(f'<!doctype html><meta charset="utf-8"><link rel="icon" href="data:,"><main>{html}</main>')
     return folder
 
 STATUS = "document.querySelector('[data-part=status]').textContent"
 FRAME = "window.dream.count"
 
-@pytest.fixture
-def playing(page, player):  # noqa: F811
-    "The player, started."
-    with served(player) as address:
+@contextlib.contextmanager
+def playing(page, folder: Path):  # noqa: F811
+    "The player, started; nothing may go wrong in the browser."
+    with served(folder) as address:
         page.faults.clear()
         page.goto(address + "index.html")
         page.click("[data-part=run]")
         page.wait_for_function(f"window.dream && {FRAME} > 3", timeout=120_000)
-        yield page
+        yield
+        assert not page.faults
         page.goto("about:blank")
 
-def test_the_browser_dreams_what_torch_dreams(playing, player, trained):
+def test_the_browser_dreams_what_torch_dreams(page, trained, tmp_path):  # noqa: F811
     "The same noise, the same frames, to one level of 255."
-    playing.click("[data-part=run]")                                                             # pause
-    playing.wait_for_timeout(300)
-    facts = json.loads((player/"files"/"dream.json").read_text())
-    actions = np.random.default_rng(1).integers(3, size=100).tolist()
-    for steps, seed, acts in ((1, 0, actions), (3, 7, actions[:30])):
-        theirs = np.array(playing.evaluate("([a, o]) => window.dream.replay(a, o)", [acts, dict(seed=seed, start=2, steps=steps)]), np.uint8).reshape(-1, 3, 16, 16)
-        worst = level_differences(replay_dream(torch_denoiser(trained), trained, facts, acts, seed, 2, steps), theirs)
-        print(f"{steps} step(s): largest difference {worst.max()} levels, {(worst > 0).sum()} of {len(acts)} frames differ anywhere")
-        assert worst.max() <= 1
-    assert not playing.faults
+    with playing(page, player(tmp_path, trained)):
+        page.click("[data-part=run]")                                                            # pause
+        page.wait_for_function("document.querySelector('[data-part=run]').textContent === 'Go on'", timeout=120_000)
+        facts, actions = json.loads((tmp_path/"files"/"dream.json").read_text()), np.random.default_rng(1).integers(3, size=100).tolist()
+        for steps, seed, acts in ((1, 0, actions), (3, 7, actions[:30])):
+            frames = page.evaluate("([a, o]) => window.dream.replay(a, o)", [acts, dict(seed=seed, start=2, steps=steps)])
+            theirs, ours = np.array(frames, np.uint8).reshape(-1, 3, 16, 16), replay_dream(torch_denoiser(trained), trained, facts, acts, seed, 2, steps)
+            worst = level_differences(ours, theirs)
+            print(f"{steps} step(s): largest difference {worst.max()} levels, {(worst > 0).sum()} of {len(acts)} frames differ anywhere")
+            assert worst.max() <= 1
 
-def test_keys_change_the_frames_and_the_rate_is_printed(playing):
+def test_keys_change_the_frames_and_the_rate_is_printed(page, world, tmp_path):  # noqa: F811
     pixels = "[...document.querySelector('canvas').getContext('2d').getImageData(0, 0, 16, 16).data]"
     def film(key):
-        "Frames 4 to 8 after a reset, with a key held down."
-        playing.keyboard.down(key)
-        playing.evaluate("window.dream.start = -1")                                              # so that Reset leads to beginning 0
-        playing.click("[data-part=reset]")
-        playing.wait_for_function(f"{FRAME} === 6", timeout=120_000, polling=5)
-        shown = playing.evaluate(pixels)
-        playing.keyboard.up(key)
+        "The sixth frame of a dream in which a key is held down."
+        page.keyboard.down(key)
+        page.evaluate("window.dream.start = -1")                                                 # so that Reset leads to beginning 0
+        page.click("[data-part=reset]")
+        page.wait_for_function(f"{FRAME} < 4", timeout=120_000, polling=5)                        # the reset waits for the frame that is being made
+        page.wait_for_function(f"{FRAME} === 6", timeout=120_000, polling=5)
+        shown = page.evaluate(pixels)
+        page.keyboard.up(key)
         return shown
-    playing.evaluate("document.querySelector('[data-part=speed]').value = 4")
-    left, right, again = film("ArrowLeft"), film("ArrowRight"), film("ArrowLeft")
-    assert left != right and left == again                                                       # the same noise, other keys
-    playing.evaluate("document.querySelector('[data-part=speed]').value = 30")
-    playing.wait_for_function(f"{FRAME} > 40", timeout=120_000)
-    status = playing.evaluate(STATUS)
-    print(status)
-    assert float(status.split("frames/s")[0].split("·")[1]) > 2 and "noise seed 0" in status
-    assert not playing.faults
+    def speed(fps): page.evaluate(f"document.querySelector('[data-part=speed]').value = {fps}")
+    with playing(page, player(tmp_path, world)):
+        speed(4)
+        left, right, again = film("ArrowLeft"), film("ArrowRight"), film("ArrowLeft")
+        assert left != right and left == again                                                   # the same noise, other keys
+        speed(60)
+        page.wait_for_function(f"{FRAME} > 60", timeout=120_000)
+        status = page.evaluate(STATUS)
+        print(status)
+        assert float(status.split("frames/s")[0].split("·")[1]) > 2 and "noise seed 0" in status
 
-def test_seed_and_steps_can_be_set(playing):
-    playing.fill("[data-part=seed]", "12")
-    playing.select_option("[data-part=steps]", "3")
-    playing.wait_for_function(f"{STATUS}.includes('noise seed 12') && {STATUS}.includes('3 × network')", timeout=120_000)
-    playing.click("[data-part=run]")
-    playing.wait_for_function("document.querySelector('[data-part=run]').textContent === 'Go on'", timeout=120_000)
-    assert not playing.faults
+def test_seed_and_steps_can_be_set(page, world, tmp_path):  # noqa: F811
+    with playing(page, player(tmp_path, world)):
+        page.fill("[data-part=seed]", "12")
+        page.select_option("[data-part=steps]", "3")
+        page.wait_for_function(f"{STATUS}.includes('noise seed 12') && {STATUS}.includes('3 × network')", timeout=120_000)
 
 def test_noise_is_normal_and_any_frame_can_be_drawn():
     assert np.array_equal(frame_noise(3, 5, 9), frame_noise(3, 5, 768)[:9]) and not np.array_equal(frame_noise(3, 5, 9), frame_noise(3, 6, 9))
