@@ -91,5 +91,5 @@ def page(reason: str) -> str:
             "[the model in ONNX](/diamond/08a_browser.ipynb) and onnxruntime-web on one thread; nothing is fetched from elsewhere.\n\n"
             "- **Reset** begins from another beginning of the real game. The same seed, beginning and keys give the same dream.\n"
             "- **Denoising steps**: one evaluation of the network makes a frame; more are slower.\n"
-            "- The game ends at a miss, and the network has never seen what comes after. Miss a ball to see what it makes up.\n\n"
+            "- Points and the end at a miss are dreamed too: a second network has learned them.\n\n"
             "In a window, beside the real game and with an agent that was trained in dreams: `rlpapers play diamond` ([how](/diamond/08_play.ipynb)).\n")

@@ -14,7 +14,7 @@ from rlpapers.core.cli import app
 from rlpapers.core.rng import counter_generator, torch_generator
 from rlpapers.diamond import play
 from rlpapers.diamond.agent import ActorCritic, AgentConfig
-from rlpapers.diamond.browser import CannotExport, export_onnx, frame_noise, level_differences, onnx_denoiser, page_facts, replay_dream, torch_denoiser, write_files
+from rlpapers.diamond.browser import CannotExport, export_judge, export_onnx, frame_noise, level_differences, onnx_denoiser, page_facts, replay_dream, torch_denoiser, write_files
 from rlpapers.diamond.ddpm import DDPM
 from rlpapers.diamond.edm import EDM, NoiseConfig, SamplerConfig, segment_loss
 from rlpapers.diamond.gameplay import DataConfig, gather
@@ -217,6 +217,17 @@ def test_one_frame_of_any_network_is_the_same(world, quantise):
         x, act = past[:, -1] + sigma * torch.randn(1, 3, 16, 16, generator=generator), torch.randint(3, (1, 4), generator=generator)
         assert (ours(x, sigma, past, act) - theirs(x, sigma, past, act)).abs().max() < 1.001 * 2 / 255
 
+def test_the_judge_says_the_same_and_remembers_the_same(world):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    session, generator = onnxruntime.InferenceSession(export_judge(world), providers=["CPUExecutionProvider"]), torch_generator(0, "judge")
+    frames, act, state = torch.rand(1, 21, 3, 16, 16, generator=generator) * 2 - 1, torch.randint(3, (1, 20), generator=generator), None
+    h = c = np.zeros((1, 1, 8), np.float32)
+    for k in range(20):
+        reward, end, state = world.reward(frames[:, k:k + 1], act[:, k:k + 1], frames[:, k + 1:k + 2], state)
+        theirs = session.run(None, dict(obs=frames[:, k:k + 1].numpy(), act=act[:, k:k + 1].numpy(), next=frames[:, k + 1:k + 2].numpy(), h=h, c=c))
+        h, c = theirs[2:]
+        for a, b in zip((reward, end, *state), theirs): np.testing.assert_allclose(a, b, atol=1e-5)
+
 def test_other_architectures_export_too():
     pytest.importorskip("onnxruntime")
     unet = UNetConfig(channels=(8, 8, 16), depths=(2, 1, 1), attention=(0, 1, 0), cond=16, context=2, patch=2)
@@ -264,13 +275,13 @@ STATUS = "document.querySelector('[data-part=status]').textContent"
 FRAME = "window.dream.count"
 
 @contextlib.contextmanager
-def playing(page, folder: Path):  # noqa: F811
+def playing(page, folder: Path, dreamed: int = 3):  # noqa: F811
     "The player, started; nothing may go wrong in the browser."
     with served(folder) as address:
         page.faults.clear()
         page.goto(address + "index.html")
         page.click("[data-part=run]")
-        page.wait_for_function(f"window.dream && {FRAME} > 3", timeout=120_000)
+        page.wait_for_function(f"window.dream && {FRAME} > {dreamed}", timeout=120_000)
         yield
         assert not page.faults
         page.goto("about:blank")
@@ -288,7 +299,24 @@ def test_the_browser_dreams_what_torch_dreams(page, trained, tmp_path):  # noqa:
             print(f"{steps} step(s): largest difference {worst.max()} levels, {(worst > 0).sum()} of {len(acts)} frames differ anywhere")
             assert worst.max() <= 1
 
+class Steady(RewardModel):
+    "A reward model that pays a point at every step, or ends the dream there."
+    def __init__(self, end: int):
+        super().__init__(RewardConfig(channels=(8, 8), depths=(1, 1), cond=8, lstm=8, image=16), 3)
+        self.sure = torch.tensor([0., 0., 9., 9. * (1 - end), 9. * end])
+    def forward(self, obs, act, next_obs, state=None):
+        reward, end, state = super().forward(obs, act, next_obs, state)
+        return self.sure[:3] + 0 * reward, self.sure[3:] + 0 * end, state
+
+def test_points_are_counted_and_an_end_begins_again(page, world, tmp_path):  # noqa: F811
+    with playing(page, player(tmp_path/"end", replace(world, reward=Steady(1))), dreamed=0):
+        page.wait_for_function("window.dream.start >= 3 && window.dream.points >= 3", timeout=120_000)
+    with playing(page, player(tmp_path/"go", replace(world, reward=Steady(0)))):
+        page.wait_for_function("window.dream.points >= 9", timeout=120_000)
+        assert page.evaluate("window.dream.start") == 0 and "points" in page.evaluate(STATUS)
+
 def test_keys_change_the_frames_and_the_rate_is_printed(page, world, tmp_path):  # noqa: F811
+    world = replace(world, reward=Steady(0))
     pixels = "[...document.querySelector('canvas').getContext('2d').getImageData(0, 0, 16, 16).data]"
     def film(key):
         "The sixth frame of a dream in which a key is held down."
@@ -309,10 +337,10 @@ def test_keys_change_the_frames_and_the_rate_is_printed(page, world, tmp_path): 
         page.wait_for_function(f"{FRAME} > 60", timeout=120_000)
         status = page.evaluate(STATUS)
         print(status)
-        assert float(status.split("frames/s")[0].split("·")[1]) > 2 and "noise seed 0" in status
+        assert float(status.split(" frames/s")[0].split(" ")[-1]) > 2 and "noise seed 0" in status and "points" in status
 
-def test_seed_and_steps_can_be_set(page, world, tmp_path):  # noqa: F811
-    with playing(page, player(tmp_path, world)):
+def test_seed_and_steps_can_be_set(page, trained, tmp_path):  # noqa: F811
+    with playing(page, player(tmp_path, trained)):
         page.fill("[data-part=seed]", "12")
         page.select_option("[data-part=steps]", "3")
         page.wait_for_function(f"{STATUS}.includes('noise seed 12') && {STATUS}.includes('3 × network')", timeout=120_000)

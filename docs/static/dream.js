@@ -1,5 +1,5 @@
 // Plays a world model in the page. The network is ONNX and runs in WebAssembly on one thread; sampler and noise are here.
-// Files come from the folder named by data-assets, written by rlpapers.diamond.browser: model.onnx, dream.json, onnxruntime-web.
+// Files come from the folder named by data-assets, written by rlpapers.diamond.browser: model.onnx, judge.onnx, dream.json, onnxruntime-web.
 
 const TWO32 = 4294967296
 
@@ -28,8 +28,8 @@ const toFloats = bytes => Float32Array.from(bytes, b => b / 255 * 2 - 1)
 const toBytes = floats => Uint8Array.from(floats, v => Math.round((Math.min(1, Math.max(-1, v)) + 1) / 2 * 255))
 
 class Dream {
-  constructor(ort, network, about) {
-    Object.assign(this, { ort, network, about, steps: about.steps, seed: 0, start: 0 })
+  constructor(ort, network, judge, about) {                   // judge: network of rewards and ends, or null
+    Object.assign(this, { ort, network, judge, about, steps: about.steps, seed: 0, start: 0, points: 0 })
     this.size = about.shape.reduce((a, b) => a * b)
     this.reset()
   }
@@ -39,6 +39,8 @@ class Dream {
     this.past = toFloats(decode(frames))                      // (L, C, H, W), oldest first
     this.act = [...act, this.about.idle]                      // its last slot is the action taken now
     this.count = 0
+    this.over = false
+    this.memory = null                                        // of the judge
   }
 
   async denoise(x, sigma) {
@@ -51,8 +53,30 @@ class Dream {
     return out.clean.data
   }
 
+  // Reward and end of one transition, the likeliest of each; the judge remembers those before.
+  async verdict(before, action, after) {
+    const { Tensor } = this.ort, { shape, units } = this.about
+    this.memory ??= { h: new Float32Array(units), c: new Float32Array(units) }
+    const frame = x => new Tensor('float32', x, [1, 1, ...shape]), state = x => new Tensor('float32', x, [1, 1, units])
+    const out = await this.judge.run({
+      obs: frame(before), act: new Tensor('int64', BigInt64Array.of(BigInt(action)), [1, 1]), next: frame(after),
+      h: state(this.memory.h), c: state(this.memory.c),
+    })
+    this.memory = { h: out.h_next.data, c: out.c_next.data }
+    const reward = out.reward.data, end = out.end.data
+    return { reward: reward.indexOf(Math.max(...reward)) - 1, over: end[1] > end[0] }
+  }
+
+  // The judge's memory of the first frames.
+  async remember() {
+    const at = k => this.past.slice(k * this.size, (k + 1) * this.size)
+    for (let k = 0; k < this.about.context - 1; k++) await this.verdict(at(k), this.act[k], at(k + 1))
+  }
+
   // The next frame after an action: Euler steps from noise; the step to level 0 is the denoised frame itself.
   async step(action) {
+    if (this.judge && !this.memory) await this.remember()
+    const before = this.past.slice(this.past.length - this.size)
     this.act[this.about.context - 1] = action
     const sigmas = this.about.sigmas[this.steps]
     let x = frameNoise(this.seed, this.count, this.size).map(v => v * this.about.init_std)
@@ -64,6 +88,10 @@ class Dream {
     this.past.set(x, this.past.length - this.size)
     this.act = [...this.act.slice(1), this.about.idle]
     this.count += 1
+    if (!this.judge) return
+    const { reward, over } = await this.verdict(before, action, x)
+    this.points += reward
+    this.over = over
   }
 
   frame() { return toBytes(this.past.subarray(this.past.length - this.size)) }
@@ -91,8 +119,8 @@ async function load(assets) {
   const ort = await import(new URL('ort.wasm.min.mjs', assets))
   ort.env.wasm.numThreads = 1                                 // no shared memory: works without special headers
   ort.env.wasm.wasmPaths = assets.href
-  const network = await ort.InferenceSession.create(new URL('model.onnx', assets).href, { executionProviders: ['wasm'] })
-  return new Dream(ort, network, about)
+  const open = name => ort.InferenceSession.create(new URL(name, assets).href, { executionProviders: ['wasm'] })
+  return new Dream(ort, await open('model.onnx'), about.units ? await open('judge.onnx') : null, about)
 }
 
 // ---- the page
@@ -111,7 +139,8 @@ function setUp(root) {
     times.push(performance.now())
     if (times.length > 30) times.shift()
     const rate = times.length > 1 ? 1000 * (times.length - 1) / (times.at(-1) - times[0]) : 0
-    say(`frame ${dream.count} · ${rate.toFixed(1)} frames/s · ${spent.toFixed(1)} ms for a frame, ${dream.steps} × network · noise seed ${dream.seed}`)
+    const points = dream.judge ? ` · points ${dream.points}` : ''
+    say(`frame ${dream.count}${points} · ${rate.toFixed(1)} frames/s · ${spent.toFixed(1)} ms for a frame, ${dream.steps} × network · noise seed ${dream.seed}`)
   }
 
   async function play() {
@@ -119,6 +148,7 @@ function setUp(root) {
     part('run').textContent = 'Pause'
     times.length = 0
     while (running) {
+      if (dream.over) reset(dream.start + 1)
       const began = performance.now()
       await dream.step(action())
       dream.draw(part('screen'))
@@ -151,7 +181,7 @@ function setUp(root) {
       await play()
     } catch (error) { running = false; part('run').disabled = false; say(`This did not work: ${error.message}`) }
   })
-  const soon = next => { if (dream) { const act = () => reset(dream.start + next); running ? waiting = act : act() } }
+  const soon = next => { if (dream) { const act = () => { dream.points = 0; reset(dream.start + next) }; running ? waiting = act : act() } }
   part('reset').addEventListener('click', () => soon(1))
   for (const name of ['seed', 'steps']) part(name).addEventListener('change', () => soon(0))
 
