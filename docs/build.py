@@ -31,9 +31,9 @@ def write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
 
 
-def stage_pages(stage: Path, root: Path = ROOT, out: str = "figures") -> None:
-    "Write every page of the site, as Markdown and notebooks that Sphinx reads."
-    import api, gallery
+def stage_pages(stage: Path, root: Path = ROOT, out: str = "figures", no_dream: str = "It was not built.") -> None:
+    "Write every page of the site, as Markdown and notebooks that Sphinx reads; `no_dream` says why there is no dream to play."
+    import api, dream, gallery
     from notebooks import shown_copy, site_notebook, title_and_summary
     from rlpapers.core.claims import inventory
     website = yaml.safe_load((root/"_quarto.yml").read_text())["website"]
@@ -47,7 +47,9 @@ def stage_pages(stage: Path, root: Path = ROOT, out: str = "figures") -> None:
             page = nb.relative_to(root/"nbs").with_suffix("").as_posix()
             write(stage/f"{page}.ipynb", json.dumps(site_notebook(shown_copy(nb, root), page, known)))
             listed.append((page, *title_and_summary(nb)))
-        write(stage/folder/"index.md", gallery.section_page(results, folder, title, listed))
+        beside = [("diamond/play", "Play the dream", dream.SUMMARY)] if folder == "diamond" else []
+        write(stage/folder/"index.md", gallery.section_page(results, folder, title, listed, beside))
+    write(stage/"diamond"/"play.md", dream.page(no_dream))
     for paper in results.papers:
         for item in inventory(paper):
             if row := results.row(paper, item.id): write(stage/paper/"figures"/f"{item.id}.md", gallery.item_page(results, item, row, root))
@@ -78,16 +80,20 @@ def to_site_paths(cell: dict, repo: str) -> None:
 
 def build(out: Path) -> int:
     "Stage and render, then replace `out`; returns the number of Sphinx's warnings, raises on errors and leaves the old site then."
+    import dream
     from sphinx.application import Sphinx
     from sphinx.util.docutils import docutils_namespace
     if out.exists() and any(out.iterdir()) and not (out/"searchindex.js").exists():
         raise SystemExit(f"{out} holds something that is not a site of ours. Empty it, or choose another folder with --out.")
     with tempfile.TemporaryDirectory() as folder, docutils_namespace():
         stage = Path(folder)
-        stage_pages(stage/"pages")
+        no_dream = dream.recorded_player(stage/"dream", ROOT/"runs"/"npm")
+        if no_dream: print(f"No dream to play: {no_dream}")
+        stage_pages(stage/"pages", no_dream=no_dream)
         app = Sphinx(stage/"pages", ROOT/"docs", stage/"html", stage/"doctrees", "html", status=None, warning=sys.stderr, freshenv=True)
         app.build(force_all=True)
         if app.statuscode: raise SystemExit(f"Sphinx failed with status {app.statuscode}")
+        if not no_dream: shutil.move(stage/"dream", stage/"html"/"_static"/"dream")
         shutil.rmtree(out, ignore_errors=True)
         shutil.move(stage/"html", out)
     return app._warncount

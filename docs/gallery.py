@@ -142,14 +142,15 @@ def toctree(pages: list[str], caption: str = "", hidden: bool = False) -> str:
     return f"```{{toctree}}\n{options}\n" + "\n".join(pages) + "\n```\n\n"
 
 
-def section_page(results: Results, folder: str, title: str, notebooks: list[tuple[str, str, str]]) -> str:
-    "Landing page of a folder of notebooks; of a paper where it is one. `notebooks` holds (page, title, summary)."
+def section_page(results: Results, folder: str, title: str, notebooks: list[tuple[str, str, str]], beside: list[tuple[str, str, str]] = ()) -> str:
+    "Landing page of a folder of notebooks; of a paper where it is one. `notebooks`, and other pages `beside` them, are (page, title, summary)."
     arxiv = ""
     if folder in results.papers:
         number = getattr(import_module(f"rlpapers.{folder}.overview"), "ARXIV", "")
         arxiv = f"{{.lead}}\n{results.papers[folder]}" + (f", [arXiv {number}](https://arxiv.org/abs/{number})" if number else "") + "\n\n"
     text = f"{WIDE}# {title}\n\n{arxiv}" + "".join(f"1. [{t}](/{page}.ipynb): {s}\n" if s else f"1. [{t}](/{page}.ipynb)\n" for page, t, s in notebooks)
-    text += "\n" + toctree([f"/{page}" for page, _, _ in notebooks], hidden=True)
+    text += "".join(f"\n{button(t, f'/{page}')}\n{s}\n" for page, t, s in beside)
+    text += "\n" + toctree([f"/{page}" for page, _, _ in (*notebooks, *beside)], hidden=True)
     if folder in results.papers:
         text += f"## Figures and tables\n\n{gallery(results, folder)}## Claims\n\n{claims_table(results, folder)}"
         items = [f"/{folder}/figures/{i.id}" for i in inventory(folder) if results.row(folder, i.id)]
