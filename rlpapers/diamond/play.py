@@ -73,7 +73,7 @@ def recorded_world(game: str = "PixelCatch",
     from rlpapers.diamond.training import restored
     roots = roots or (project_paths().record, project_paths().runs)
     runs = [read_run(path.parent) for root in roots for path in sorted(Path(root).glob("diamond/train_loop/*/run.json"))]
-    runs = [run for run in runs if run.info["config"]["world"]["data"]["game"] == game and run.info["config"]["weights"]]
+    runs = [run for run in runs if (c := run.info["config"])["world"]["data"]["game"] == game and c["weights"] and c["first"][0] >= 200]   # not smoke
     if not runs: raise NothingToPlay(f"No recorded run of {game} keeps its weights. Train one: rlpapers reproduce diamond")
     run = max(runs, key=lambda run: run.info["wall_time_s"])
     loop = restored(run.config, run.tensors)
