@@ -159,7 +159,7 @@ def _run_here(jobs: list[Job], workers: int, retries: int, bar: Progress, **_) -
 def _outcome(worker: Worker, retries: int) -> Run | str | None:
     "What a worker that ended leaves: its run, an error text, or None if it deserves another try."
     if (error := worker.folder/"error.txt").exists(): return error.read_text()
-    if not worker.folder.exists(): return finished_run(worker.job) or "The worker ended without a result."
+    if not worker.folder.exists(): return find_run(worker.job.fn, worker.job.config, (worker.job.root,)) or "The worker ended without a result."
     if worker.attempt < retries: return None
     return f"The worker died {worker.attempt + 1} times (exit status {worker.process.returncode}; -9 often means out of memory)."
 
