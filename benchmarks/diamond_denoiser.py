@@ -21,6 +21,7 @@ from rlpapers.diamond.edm import EDM, segment_loss
 from rlpapers.diamond.grids import MIDDLE, SMALL, forward_flops
 from rlpapers.diamond.unet import InnerModel, UNetConfig
 from rlpapers.diamond.world import in_precision
+from rlpapers.poem.sources import import_torchvision
 
 SIZES = {"laptop": (SMALL, 16, 32), "atari": (MIDDLE, 32, 12), "paper": (UNetConfig(), 64, 1)}     # U-Net, side of a frame, segments in a batch
 
@@ -66,6 +67,7 @@ class Ours:
 class Peer:
     "diffusers' U-Net of about the same operations, trained on the same number of frames."
     def __init__(self, size: int, batch: int, flops: int, patch: int, precision: str, levels: int, layers: int):
+        import_torchvision()                     # diffusers imports it too; a CUDA build beside a CPU torch needs help
         from diffusers import UNet2DModel
         side, inputs = size // patch, 15 * patch ** 2
         def make(width): return UNet2DModel(sample_size=side, in_channels=inputs, out_channels=3 * patch ** 2, block_out_channels=(width,) * levels, layers_per_block=layers,
