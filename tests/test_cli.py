@@ -53,7 +53,7 @@ def test_a_failing_notebook_sets_the_exit_status(monkeypatch, tmp_path):
     paths = [tmp_path/"bad.ipynb", tmp_path/"good.ipynb"]
     for path, cell in zip(paths, ("1/0", "1")):
         nbformat.write(new_notebook(cells=[new_code_cell(source, metadata={"tags": ["parameters"]}), new_code_cell(cell)]), path)
-    monkeypatch.setattr(cli, "experiment_notebooks", lambda names: paths)
+    monkeypatch.setattr(cli, "experiment_notebooks", lambda names, scale="": paths)
     result = call("reproduce", "--scale", "smoke", "--out", str(tmp_path/"out"))
     assert result.exit_code == 1 and "FAILED" in result.output and "ZeroDivisionError" in result.output and "1 of 2 notebooks ok" in result.output
 
@@ -88,3 +88,13 @@ def test_promote_keeps_what_is_good(monkeypatch, tmp_path):
     assert call("promote").exit_code == 0
     kept = {p.parent.name: js.loads(p.read_text()) for p in Paths(tmp_path).record.glob("*/*/*/run.json")}
     assert set(kept) == {shipped.key, new.key} and kept[shipped.key]["code_hash"] == shipped.info["code_hash"]
+
+
+def test_reproduce_leaves_out_notebooks_with_nothing_at_a_scale(monkeypatch):
+    from rlpapers.core import cli
+    from rlpapers.core.claims import Item
+    here = sorted(path.name for path in experiment_notebooks(["poem"]))
+    items = [Item("A", "", "figure", f"nbs/poem/{here[0]}", (), ("smoke", "paper")), Item("B", "", "table", f"nbs/poem/{here[1]}", (), ("smoke",)), Item("C", "", "table", f"nbs/poem/{here[1]}")]
+    monkeypatch.setattr(cli, "inventory", lambda paper: items)
+    assert [path.name for path in experiment_notebooks(["poem"], "smoke")] == here
+    assert [path.name for path in experiment_notebooks(["poem"], "laptop")] == here[1:]     # one of its items is enough, and so is none

@@ -11,7 +11,7 @@ import importlib.util, json, random, shutil, subprocess, sys
 from pathlib import Path
 from typing import Annotated, Optional
 import typer
-from .claims import ledger, out_folder, papers, read_rows
+from .claims import inventory, ledger, out_folder, papers, read_rows
 from .figures import status
 from .paths import RLPapersError, project_paths, suggest
 from .record import machine, promote as copy_run, recorded_runs
@@ -55,9 +55,10 @@ def claims(names: Papers = None, as_json: AsJson = False, out: Out = "figures") 
     _show(rows, ["paper", "claim", "statement", "verdict", "scale", "evidence"])
 
 # %% ../../nbs/core/21_cli.ipynb #81cc6ca5
-def experiment_notebooks(names: list[str]) -> list[Path]:
-    "The notebooks that papermill runs, in reading order."
-    return [path for name in names for path in sorted((project_paths().nbs/name).glob("1[0-9]_*.ipynb"))]
+def experiment_notebooks(names: list[str], scale: str = "") -> list[Path]:
+    "The notebooks that papermill runs, in reading order; for a scale, without those whose figures and tables are all of other scales."
+    def scales(path): return {s for item in inventory(path.parent.name) if item.notebook.endswith(path.name) for s in item.scales}
+    return [path for name in names for path in sorted((project_paths().nbs/name).glob("1[0-9]_*.ipynb")) if not scale or scale in (scales(path) or {scale})]
 
 def _plan(names: list[str], scale: Scale, seeds: int) -> None:
     "Print the runs of each paper's `grids.plan`, their totals, and how to train them on a Ray cluster."
@@ -82,11 +83,10 @@ def reproduce(names: Papers = None, scale: ScaleOption = Scale.laptop,
     for value, known in ((engine.partition(":")[0], ENGINES), (rerun, RERUN)):
         if value not in known: raise typer.BadParameter(f"no {value!r}.{suggest(value, known)}")
     if dry_run: return _plan(names, scale, seeds)
-    if not (paths := experiment_notebooks(names)): return typer.echo(f"No experiment notebooks yet for {', '.join(names)}.")
-    parameters = dict(scale=scale.value, engine=engine, rerun="all" if fresh else rerun, seeds=seeds, out=out)
-    typer.echo(f"{len(paths)} notebooks at {scale} scale; executed copies go to {project_paths().runs.name}/notebooks/{scale}/")
+    if not (paths := experiment_notebooks(names, scale.value)): return typer.echo(f"No experiment notebooks yet for {', '.join(names)} at {scale} scale.")
+    typer.echo(f"{len(paths)} notebooks at {scale} scale{f' ({left} more have nothing to show at it)' if (left := len(experiment_notebooks(names)) - len(paths)) else ''}; executed copies go to {project_paths().runs.name}/notebooks/{scale}/")
     def tell(r): typer.echo(f"  {'ok    ' if r.ok else 'FAILED'} {r.seconds:6.1f} s  {r.notebook}" + ("" if r.ok else f"\n         {r.status}: {r.message}\n         {r.output or ''}"))
-    results = run_notebooks(paths, parameters, jobs, tell, timeout=timeout)
+    results = run_notebooks(paths, dict(scale=scale.value, engine=engine, rerun="all" if fresh else rerun, seeds=seeds, out=out), jobs, tell, timeout=timeout)
     rows = [r for name in names for r in status(out, name) if r["scale"] == scale]
     typer.echo(f"{sum(r.ok for r in results)} of {len(results)} notebooks ok; {sum(r['kind'] == 'figure' for r in rows)} figures and {sum(r['kind'] == 'table' for r in rows)} tables in {out}/")
     if not all(r.ok for r in results): raise typer.Exit(1)
