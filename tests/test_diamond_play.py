@@ -1,5 +1,5 @@
 "Playing: sessions, GIF and window, the command, torch against onnxruntime, and the page in headless Chromium."
-import contextlib, functools, http.server, json, shutil, sys, threading
+import contextlib, json, shutil, sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from rlpapers.diamond.gameplay import DataConfig, gather
 from rlpapers.diamond.play import BadSession, NothingToPlay, NoWindow, Session, World, action_of, play_window, press, recorded_world, released_world, write_gif
 from rlpapers.diamond.reward import RewardConfig, RewardModel
 from rlpapers.diamond.unet import InnerModel, UNetConfig
-from test_site import page  # noqa: F401  a fixture: headless Chromium
+from browser import served
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT/"docs"))
@@ -252,15 +252,6 @@ def test_the_page_says_why_there_is_no_player(monkeypatch, tmp_path):
     assert "npm is not installed" in reason and reason in dream.page(reason) and "<canvas" not in dream.page(reason) and "<canvas" in dream.page("")
     (tmp_path/"fake.tgz").write_bytes(b"something else")
     with pytest.raises(dream.Missing, match="not the package"): dream.unpack(tmp_path/"fake.tgz", tmp_path)
-
-@contextlib.contextmanager
-def served(folder):
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *args): pass
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=folder)) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/"
-        server.shutdown()
 
 def player(folder: Path, world: World) -> Path:
     "A folder with a page that has the player on it; skips where npm cannot bring the runtime."
