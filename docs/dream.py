@@ -10,6 +10,8 @@ import subprocess
 import tarfile
 from pathlib import Path
 
+from rlpapers.core.paths import file_lock
+
 RUNTIME = "onnxruntime-web@1.30.0"      # MIT; after a change of version `npm view` tells the new digest (dist.integrity)
 DIGEST = "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="     # SHA-512 of the package
 FILES = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")                # its build without WebGPU
@@ -44,9 +46,15 @@ def unpack(package: Path, folder: Path) -> None:
 
 
 def runtime(cache: Path) -> Path:
-    "Folder with onnxruntime-web's files, fetched through npm where they are not there yet. Raises `Missing`."
+    "Folder with onnxruntime-web's files, fetched through npm where they are not there yet; of several processes one fetches. Raises `Missing`."
     folder = cache/RUNTIME.replace("@", "-")
-    if all((folder/name).exists() for name in FILES): return folder
+    with file_lock(cache/"npm.lock"):
+        if not all((folder/name).exists() for name in FILES): fetch(folder)
+    return folder
+
+
+def fetch(folder: Path) -> None:
+    "Pack the runtime with npm and unpack what we need of it. Raises `Missing`."
     if not shutil.which("npm"): raise Missing(f"npm is not installed, and {RUNTIME} comes through it.")
     draft = folder.with_suffix(".part")
     shutil.rmtree(draft, ignore_errors=True)
@@ -60,7 +68,6 @@ def runtime(cache: Path) -> Path:
     packages[0].unlink()
     shutil.rmtree(folder, ignore_errors=True)
     draft.rename(folder)
-    return folder
 
 
 def write_player(folder: Path, world, cache: Path) -> dict:

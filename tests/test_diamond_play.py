@@ -1,5 +1,6 @@
 "Playing: sessions, GIF and window, the command, torch against onnxruntime, and the page in headless Chromium."
-import contextlib, json, shutil, sys
+import contextlib, json, shutil, sys, time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -252,6 +253,18 @@ def test_the_page_says_why_there_is_no_player(monkeypatch, tmp_path):
     assert "npm is not installed" in reason and reason in dream.page(reason) and "<canvas" not in dream.page(reason) and "<canvas" in dream.page("")
     (tmp_path/"fake.tgz").write_bytes(b"something else")
     with pytest.raises(dream.Missing, match="not the package"): dream.unpack(tmp_path/"fake.tgz", tmp_path)
+
+def test_two_builds_at_once_fetch_the_runtime_once(monkeypatch, tmp_path):
+    import dream
+    fetched = []
+    def slow(folder):
+        fetched.append(folder)
+        time.sleep(.3)
+        folder.mkdir(parents=True)
+        for name in dream.FILES: (folder/name).touch()
+    monkeypatch.setattr(dream, "fetch", slow)
+    with ThreadPoolExecutor(2) as pool: assert len(set(pool.map(dream.runtime, [tmp_path] * 2))) == 1
+    assert len(fetched) == 1
 
 def player(folder: Path, world: World) -> Path:
     "A folder with a page that has the player on it; skips where npm cannot bring the runtime."
