@@ -8,7 +8,7 @@ __all__ = ['WORKER_ENV', 'Outcome', 'ENGINES', 'RERUN', 'GridError', 'UnknownEng
            'compare_metrics', 'audit_run']
 
 # %% ../../nbs/core/05_grid.ipynb #c65133c0
-import contextlib, json, os, queue, shutil, subprocess, sys, threading, time, traceback
+import contextlib, json, os, queue, select, shutil, subprocess, sys, threading, time, traceback
 from dataclasses import dataclass, replace
 from itertools import product as cartesian
 from pathlib import Path
@@ -60,10 +60,10 @@ def finished_run(job: Job) -> Run | None:
 def train_one(job: Job, notify: Callable[[float, str], None] = lambda fraction, note: None) -> Run:
     "Train or resume one run and record it; a run that another process finished meanwhile is returned."
     with file_lock(job.folder.parent/"work.lock"), single_thread():
-        if done := finished_run(job): return done
-        work = Work(job.folder, notify)
-        output = job.fn(job.config, work)
-        run = write_run(job.root, job.fn, job.config, output, work.elapsed)
+        if not (run := finished_run(job)):
+            work = Work(job.folder, notify)
+            output = job.fn(job.config, work)
+            run = write_run(job.root, job.fn, job.config, output, work.elapsed)
         for old in job.folder.parent.glob("work-*"): shutil.rmtree(old, ignore_errors=True)
     return run
 
@@ -84,16 +84,16 @@ def _work_on(path: Path) -> None:
     job = json.loads(path.read_text())
     try:
         train_one(Job(fn := load_function(job["function"]), config_object(fn, job["config"]), Path(job["root"]), job["after"]), lambda *progress: (path.parent/"progress.json").write_text(json.dumps(progress)))
-        shutil.rmtree(path.parent, ignore_errors=True)           # the sign that it is done
     except Exception:
         traceback.print_exc()                                    # to the log
         (path.parent/"error.txt").write_text(traceback.format_exc())
         os._exit(1)                                              # without waiting for the thread that listens
 
 def worker_main() -> None:
-    "Entry point of a worker process: train the run of each job file that standard input names, until it closes."
+    "Entry point of a worker process: train the run of each job file that standard input names, until it closes; a byte on standard output ends each."
+    driver = os.dup(1)                                           # runs print to their logs
     _follow_driver((jobs := queue.SimpleQueue()).put)
-    while True: _work_on(Path(jobs.get()))
+    while True: _work_on(Path(jobs.get())), os.write(driver, b".")
 
 class Worker:
     "A job in a worker process, a new one or one that has ended its last job."
@@ -102,10 +102,10 @@ class Worker:
         (self.folder/"error.txt").unlink(missing_ok=True)
         path = atomic_write(self.folder/"job.json", json.dumps(dict(function=function_name(job.fn), config=config_values(job.config), root=str(job.root), after=job.after)).encode())
         env = os.environ | WORKER_ENV | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-        self.process = process or subprocess.Popen([sys.executable, "-P", "-c", "from rlpapers.core.grid import worker_main; worker_main()"], stdin=subprocess.PIPE, env=env, start_new_session=True, text=True)
+        self.process = process or subprocess.Popen([sys.executable, "-P", "-c", "from rlpapers.core.grid import worker_main; worker_main()"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env, start_new_session=True, text=True)
         with contextlib.suppress(BrokenPipeError): print(path, file=self.process.stdin, flush=True)    # one that died meanwhile is seen below
     @property
-    def ended(self) -> bool: return self.process.poll() is not None or not self.folder.exists()
+    def ended(self) -> bool: return self.process.poll() is not None or bool(select.select([out := self.process.stdout], [], [], 0)[0] and os.read(out.fileno(), 1))   # true once
     def progress(self) -> tuple[float, str]:
         try: return tuple(json.loads((self.folder/"progress.json").read_text()))
         except (OSError, ValueError): return 0., ""
@@ -159,7 +159,7 @@ def _run_here(jobs: list[Job], workers: int, retries: int, bar: Progress, **_) -
 def _outcome(worker: Worker, retries: int) -> Run | str | None:
     "What a worker that ended leaves: its run, an error text, or None if it deserves another try."
     if (error := worker.folder/"error.txt").exists(): return error.read_text()
-    if not worker.folder.exists(): return find_run(worker.job.fn, worker.job.config, (worker.job.root,)) or "The worker ended without a result."
+    if worker.process.poll() is None: return find_run(worker.job.fn, worker.job.config, (worker.job.root,)) or "The worker ended without a result."
     if worker.attempt < retries: return None
     return f"The worker died {worker.attempt + 1} times (exit status {worker.process.returncode}; -9 often means out of memory)."
 
