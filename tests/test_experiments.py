@@ -17,7 +17,7 @@ NOTEBOOKS = experiment_notebooks(list(papers()))
 def test_notebook_runs_at_smoke_scale(path, tmp_path):
     "Parameters, all cells, every promised figure and table, a manifest without a flaw, provenance on each row."
     result = run_notebook(path, dict(scale="smoke", engine="local", rerun="all", seeds=0, out=str(tmp_path/"figures")), folder=tmp_path/"done", timeout=500)
-    assert result.ok, result
+    assert result.ok, result.message
     assert verify_manifest(tmp_path/"figures") == []
     rows = read_rows(tmp_path/"figures"/"manifest.json")
     assert rows and all(r["scale"] == "smoke" and not r["stale"] and r["caption"] and r["notebook"] for r in rows)

@@ -159,9 +159,9 @@ def _run_here(jobs: list[Job], workers: int, retries: int, bar: Progress, **_) -
 def _outcome(worker: Worker, retries: int) -> Run | str | None:
     "What a worker that ended leaves: its run, an error text, or None if it deserves another try."
     if (error := worker.folder/"error.txt").exists(): return error.read_text()
-    if worker.process.poll() is None: return find_run(worker.job.fn, worker.job.config, (worker.job.root,)) or "The worker ended without a result."
+    if (alive := worker.process.poll() is None) and (run := find_run(worker.job.fn, worker.job.config, (worker.job.root,))): return run
     if worker.attempt < retries: return None
-    return f"The worker died {worker.attempt + 1} times (exit status {worker.process.returncode}; -9 often means out of memory)."
+    return f"The worker {'ended without a result' if alive else 'died'} {worker.attempt + 1} times (exit status {worker.process.returncode}; -9 often means out of memory)."
 
 def _run_local(jobs: list[Job], workers: int, retries: int, bar: Progress, **_) -> Iterator[Outcome]:
     "In `workers` processes of one thread each."
