@@ -134,7 +134,7 @@ def medium(scale: str, seeds: int = 0, algorithm: str = "TD3+BC") -> Grid:
 def other_data(scale: str, seeds: int = 0) -> Grid:
     "Hopper-full-replay, and medium-replay and medium-expert of every task with both algorithms."
     short = {("TD3+BC", MUJOCO): dict(updates=4000, eval_every=500, eval_episodes=2), ("TD3+BC", CLASSIC): dict(updates=3000),
-             ("EDAC", MUJOCO): dict(updates=2500, pretrain=1000, clone_updates=500, eval_episodes=2), ("EDAC", CLASSIC): dict(updates=2000)}
+             ("EDAC", MUJOCO): dict(updates=3000, eval_episodes=2), ("EDAC", CLASSIC): dict(updates=2000)}
     def one(a, task, kind):
         fewer = short[a, MUJOCO if task in MUJOCO else CLASSIC] if Scale(scale) is Scale.laptop else {}
         return stack(a, task, kind, scale, seeds, variants=PAIR, **fewer)
@@ -183,7 +183,7 @@ def limited(scale: str, seeds: int = 0) -> Grid:
     else: own |= {"TD3+BC": dict(alpha=1.), "TD3+BC+CQL": dict(alpha=1., samples=4), "CQL": dict(samples=4, critic_depth=2, policy_lr=1e-3)}   # alpha: the paper's for Adroit
     def length(a, task):                                                                # pen costs three times as much an update, and nobody masters it here
         if Scale(scale) is not Scale.laptop: return {}
-        updates = 400 if task == "Pen" else 1200
+        updates = 600 if task == "Pen" else 1500
         return dict(updates=updates, pretrain=updates // 4, eval_every=updates // (4 if task == "Pen" else 5)) | (dict(clone_updates=updates // 8) if "EDAC" in a else {})
     return {f"{a} {task} {kind}": stack(a, task, kind, scale, seeds, variants=("none",) if a == "BC" else PAIR, **own[a] | length(a, task))
             for a in ALGORITHMS for task in tasks for kind in ("human", "cloned")}
