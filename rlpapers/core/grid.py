@@ -283,10 +283,10 @@ def compare_metrics(recorded: pd.DataFrame, repeated: pd.DataFrame) -> tuple[str
     numbers = recorded.select_dtypes("number").columns
     a, b = recorded[numbers].to_numpy(float), repeated[numbers].to_numpy(float)
     if not recorded.drop(columns=numbers).equals(repeated.drop(columns=numbers)) or (np.isnan(a) != np.isnan(b)).any(): return "differs", "text or missing values differ"
-    off = ~np.isclose(a, b, rtol=1e-6, atol=1e-12, equal_nan=True)
+    off = ~np.isclose(a := np.nan_to_num(a), b := np.nan_to_num(b), rtol=1e-6, atol=1e-12)
     if not off.any(): return "close", f"{len(recorded)} rows within 1e-6"
     row, column = np.argwhere(off)[0]
-    same_size = np.abs(np.nanmean(a, 0) - np.nanmean(b, 0)) <= .5*np.nanstd(a, 0) + .1*np.abs(np.nanmean(a, 0))
+    same_size = np.abs(a.mean(0) - b.mean(0)) <= .5*a.std(0) + .1*np.abs(a.mean(0))
     return "drifted" if same_size.all() else "differs", f"first in row {row} of {len(a)}, column {numbers[column]}: {a[row, column]:.6g} recorded, {b[row, column]:.6g} now"
 
 def audit_run(run: Run, engine: str = "local") -> Audit:

@@ -9,7 +9,7 @@ __all__ = ['PACKAGES', 'NotExported', 'CorruptRun', 'RunOutput', 'Work', 'LineCo
            'find_run', 'recorded_runs', 'promote']
 
 # %% ../../nbs/core/04_record.ipynb #e6cce8ad
-import ast, hashlib, importlib, inspect, io, json, platform, time
+import ast, hashlib, importlib, inspect, io, json, platform, re, time
 from dataclasses import asdict, dataclass, field, is_dataclass
 from functools import cached_property, lru_cache
 from importlib import metadata
@@ -186,8 +186,8 @@ def code_hash(fn: Callable | str) -> str:
 def machine() -> dict:
     "What a run was made on."
     import psutil, torch
-    info = Path("/proc/cpuinfo")
-    cpu = next((l.split(":", 1)[1].strip() for l in info.read_text().splitlines() if l.startswith("model name")), "") if info.exists() else ""
+    about = dict(re.findall(r"^(model name|cpu family|model)\s*: (.*)$", info.read_text() if (info := Path("/proc/cpuinfo")).exists() else "", re.M))   # generations share a name
+    cpu = "{model name} (family {cpu family}, model {model})".format_map(about) if len(about) == 3 else ""
     return dict(cpu=cpu or platform.processor() or platform.machine(), cores=psutil.cpu_count(), memory_gb=round(psutil.virtual_memory().total/2**30),
                 system=f"{platform.system()} {platform.machine()}", simd=torch.backends.cpu.get_cpu_capability(),
                 device=torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu")
