@@ -224,7 +224,7 @@ class Replay:
                  rng: np.random.Generator,
                  kind: str = "denoiser",                # one of KINDS
                  weights: tuple | None = GROUPS,        # of the quarters of episodes; None for static data
-                 events: float = 0.,                    # share of rows whose step t has a reward or an end (not the paper's)
+                 events: float = 0.,                    # share of rows that show a reward or, not for the denoiser, an end (not the paper's)
                 ) -> Segment:
         "Draw a batch of segments (spec 3.8). Raises `BadSegments`."
         if batch < 1 or length < 1 or not self.episodes:
@@ -233,19 +233,18 @@ class Replay:
         bounds = np.cumsum(episode_probabilities(lengths, weights))
         e = np.minimum(np.searchsorted(bounds, rng.random(batch), side="right"), self.episodes - 1)
         t, shift = rng.integers(lengths[e]), rng.integers(length, size=batch)
-        if events: e, t = self._draw_events(e, t, rng.random(batch) < events, rng)
+        if events: self._draw_events(e, t, shift, rng.random(batch) < events, kind, rng)
         return self.gather(e, segment_start(t, shift, lengths[e], length, kind), length)
 
-    def _draw_events(self, e, t, rows, rng) -> tuple:
-        "Put a random step with a reward or an end in the place of the drawn one, in the marked rows."
-        steps = self._steps.rows
-        found = np.flatnonzero((steps["rew"] != 0) | steps["end"])
-        if not len(found) or not rows.any(): return e, t
-        step, starts = found[rng.integers(len(found), size=int(rows.sum()))], self.starts
-        e, t = e.copy(), t.copy()
-        e[rows] = np.searchsorted(starts, step, side="right") - 1
-        t[rows] = step - starts[e[rows]]
-        return e, t
+    def _draw_events(self, e, t, shift, rows, kind, rng) -> None:
+        "Put a random event in the place of the drawn step, in the marked rows; a denoiser sees what follows a reward in its last two frames."
+        steps, n = self._steps.rows, int(rows.sum())
+        found = np.flatnonzero((steps["rew"] != 0) & ~steps["end"] if kind == "denoiser" else (steps["rew"] != 0) | steps["end"])
+        if not len(found) or not n: return
+        step = found[rng.integers(len(found), size=n)]
+        e[rows] = np.searchsorted(self.starts, step, side="right") - 1
+        t[rows] = step - self.starts[e[rows]]
+        if kind == "denoiser": shift[rows] = 1 + rng.integers(2, size=n)
 
     def gather(self, episode: np.ndarray,     # (B,)
                start: np.ndarray,             # (B,) first step, may be negative

@@ -46,10 +46,12 @@ class LoopRun:                          # defaults are the paper's
     explore: float = .01                # chance of a random action in real play
     dreams: int = 32
     dream_steps: int = 15               # of a dream, and of an update
+    cut: bool = False                   # truncate a dream at a reward (not the paper's)
     pool: int = 256                     # batches of beginnings that are loaded at once
     reward_batch: int = 32
     reward_steps: int = 19              # frames of the reward model's segments: 4 to burn in and 15
     events: float = 0.                  # share of them centred on a reward or an end (not the paper's)
+    world_events: float = 0.            # share of the denoiser's segments that show what follows a reward (not the paper's)
     lr: tuple[float, float] = (1e-4, 1e-4)      # reward model, agent
     decay: tuple[float, float] = (1e-2, 0.)
     clip: tuple[float, float] = (100., 100.)
@@ -221,7 +223,7 @@ class Loop:
 
     def world_piece(self, piece: Piece) -> dict:
         replay = self.game.replay
-        losses = [fit_world(self.world_run, self.world, self.objective, replay, GROUPS) for _ in range(piece.count)]
+        losses = [fit_world(self.world_run, self.world, self.objective, replay, GROUPS, self.c.world_events) for _ in range(piece.count)]
         return dict(loss=float(np.mean(losses)), update=self.world.updates)
 
     def reward_piece(self, piece: Piece) -> dict:
@@ -238,7 +240,7 @@ class Loop:
         c, run = self.c, self.world_run
         generator = torch_generator(c.seed, "dreams", self.agent.updates, device=c.device)
         return DreamEnv(self.objective, self.inner, self.reward.module, start_from(self.game.replay, run.unet.context), horizon=c.dream_steps,
-                        batch=c.dreams, generator=generator, pool=c.pool, actions=game_actions(run.data))
+                        batch=c.dreams, generator=generator, pool=c.pool, actions=game_actions(run.data), cut=c.cut)
 
     def agent_piece(self, piece: Piece) -> dict:
         c, actor, env = self.c, self.agent.module, self.dreams()

@@ -127,11 +127,11 @@ def in_precision(inner: nn.Module, precision: str) -> Callable:
     return call
 
 
-def fit_world(c: WorldRun, learner: Learner, objective, replay: Replay, weights: tuple | None = None) -> float:
-    "The next update of a world model; batches and noise depend on the seed and the number of the update only."
+def fit_world(c: WorldRun, learner: Learner, objective, replay: Replay, weights: tuple | None = None, events: float = 0.) -> float:
+    "The next update of a world model; batches and noise depend on the seed and the number of the update only. See `Replay.segments`."
     u, length = learner.updates, c.unet.context
     rng = counter_generator(derive_seed(c.seed, "world"), u)
-    segment = replay.segments(c.batch, length + 1 + c.extra, rng, "denoiser", weights).to(c.device)
+    segment = replay.segments(c.batch, length + 1 + c.extra, rng, "denoiser", weights, events).to(c.device)
     generator = torch_generator(c.seed, "world", u, device=c.device)
     inner = in_precision(learner.module, c.precision)
     return learner.step(segment_loss(objective, inner, segment.images(c.device), segment.act, segment.mask, generator, length))
