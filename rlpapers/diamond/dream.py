@@ -75,12 +75,11 @@ class DreamEnv(VectorEnv):
                  generator: torch.Generator | None = None,  # needed: draws noise, rewards, ends; on the networks' device
                  pool: int = 256,                           # batches of beginnings loaded at once
                  steps: int | None = None,                  # denoising steps; default the objective's
-                 cut: bool = False,                         # truncate a dream at a reward (not the paper's)
                  actions: int | None = None):               # default: rows of the network's action table
         if generator is None: raise BadDream("generator: dreams need a torch.Generator; see rlpapers.core.rng.torch_generator.")
         if min(batch, pool, horizon or 1) < 1: raise BadDream(f"batch={batch}, pool={pool} and horizon={horizon} must be positive.")
         self.objective, self.inner, self.reward_model, self.start = objective, inner, reward_model, start
-        self.num_envs, self.horizon, self.pool_batches, self.steps, self.cut = batch, horizon, pool, steps, cut
+        self.num_envs, self.horizon, self.pool_batches, self.steps = batch, horizon, pool, steps
         self.generator, self.device = generator, generator.device
         self.rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator, device=self.device)))
         self.single_action_space = gym.spaces.Discrete(actions or inner.act_emb[0].num_embeddings)
@@ -117,7 +116,6 @@ class DreamEnv(VectorEnv):
         rew, end = draw(reward[:, 0], self.generator).float() - 1, draw(end[:, 0], self.generator).bool()
         self.age = self.age + 1
         cut = self.age >= self.horizon if self.horizon else torch.zeros_like(end)
-        if self.cut: cut = cut | (rew != 0)
         self.past = torch.cat([self.past[:, 1:], frame[:, None]], 1)
         self.act = torch.cat([self.act[:, 1:], self.act[:, -1:]], 1)          # the newest slot is stale until the next step
         info = {"dead": end | cut, "final_observation": frame[end | cut]}

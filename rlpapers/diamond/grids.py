@@ -88,7 +88,7 @@ def catch_loop(scale: str, seed: int = 0, steps: int = 1) -> LoopRun:
     world = WorldRun(data=replace(CATCH, policy="random"), unet=TINY if smoke else SMALL, sampler=SamplerConfig(steps=steps), updates=1000, batch=16, **RACE)
     reward = RewardConfig(channels=(16, 16, 32), depths=(1, 1, 1), cond=32, lstm=64, image=16, skip=True)
     agent = AgentConfig(channels=(16, 32, 32), lstm=128, image=16, gamma=.95, entropy=.01)
-    small = dict(collect=0, collect_epochs=0, cut=True, lr=(2e-3, 1e-3), first=(1000, 250, 50), later=(0, 0, 50), epochs=8 if steps == 1 else 4, test_every=1, test_episodes=60,
+    small = dict(collect=0, collect_epochs=0, lr=(2e-3, 1e-3), first=(1000, 250, 50), later=(0, 0, 50), epochs=8 if steps == 1 else 4, test_every=1, test_episodes=60,
                  final_episodes=200, pool=20, reward_batch=16, reward_steps=12, weights=seed == 0)
     if smoke: small |= dict(initial=300, initial_most=300, first=(20, 10, 3), later=(0, 0, 3), epochs=2, test_episodes=4, final_episodes=8, dreams=8,
                             reward_batch=4)

@@ -46,7 +46,6 @@ class LoopRun:                          # defaults are the paper's
     explore: float = .01                # chance of a random action in real play
     dreams: int = 32
     dream_steps: int = 15               # of a dream, and of an update
-    cut: bool = False                   # truncate a dream at a reward (not the paper's)
     pool: int = 256                     # batches of beginnings that are loaded at once
     reward_batch: int = 32
     reward_steps: int = 19              # frames of the reward model's segments: 4 to burn in and 15
@@ -240,7 +239,7 @@ class Loop:
         c, run = self.c, self.world_run
         generator = torch_generator(c.seed, "dreams", self.agent.updates, device=c.device)
         return DreamEnv(self.objective, self.inner, self.reward.module, start_from(self.game.replay, run.unet.context), horizon=c.dream_steps,
-                        batch=c.dreams, generator=generator, pool=c.pool, actions=game_actions(run.data), cut=c.cut)
+                        batch=c.dreams, generator=generator, pool=c.pool, actions=game_actions(run.data))
 
     def agent_piece(self, piece: Piece) -> dict:
         c, actor, env = self.c, self.agent.module, self.dreams()
