@@ -23,7 +23,7 @@ CATCH = DataConfig(game="PixelCatch", size=16, steps=120, shares=(.1,))
 WORLD = WorldRun(data=CATCH, unet=NET, updates=6, batch=4, lr=1e-3, log_every=2, save_every=3, drift=(1, 2), trajectories=2, horizon=3, weights=True)
 LOOP = LoopRun(world=replace(WORLD, data=replace(CATCH, policy="random"), sampler=SamplerConfig(steps=1)), reward=RewardConfig(channels=(8,), depths=(1,), cond=8, lstm=16, image=16),
                agent=AgentConfig(channels=(8, 8), lstm=16, image=16), initial=60, initial_most=60, collect=15, collect_epochs=1, epochs=2, first=(3, 2, 2), later=(2, 1, 1), dreams=4, pool=2,
-               reward_batch=2, reward_steps=5, test_every=1, test_episodes=3, final_episodes=4, test_envs=2, chunk=2)
+               reward_batch=2, reward_steps=5, test_every=1, test_episodes=3, final_episodes=4, test_envs=2, chunk=2, world_events=.5)
 TOKENS = TokenRun(data=CATCH, codes=8, channels=8, dim=4, width=16, layers=1, heads=2, tokeniser_updates=25, updates=5, batch=4, log_every=5, save_every=10, trajectories=2, horizon=3)
 
 

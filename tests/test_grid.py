@@ -52,6 +52,19 @@ def test_dead_worker_is_started_again_and_resumes(tmp_path):
     assert len(starts(tmp_path, 1)) == 1                             # its neighbour never noticed
 
 
+def test_a_run_that_is_not_found_is_asked_for_again(tmp_path, monkeypatch):
+    "A worker that says it is done and left nothing to be seen gets another try, as one that died."
+    looks = []
+    def blind(*args):
+        looks.append(args)
+        return None if len(looks) <= 2 else find_run(*args)          # before the grid starts, and after the first try
+    monkeypatch.setattr("rlpapers.core.grid.find_run", blind)
+    run, = run_grid(fit_line, [LineConfig(steps=5)], root=tmp_path, jobs=1)
+    assert run.metrics.equals(fit_line(LineConfig(steps=5), Work()).metrics) and len(looks) == 3
+    looks.clear()
+    with pytest.raises(GridError, match="ended without a result 1 times"): run_grid(fit_line, [LineConfig(steps=6)], root=tmp_path, jobs=1, retries=0)
+
+
 def test_a_worker_that_always_dies_fails_alone(tmp_path):
     bad, good = (toy.SlowConfig(steps=4, sleep=0, trace=str(tmp_path), deaths=deaths, seed=seed) for seed, deaths in ((2, 99), (3, 0)))
     with pytest.raises(GridError, match="died 1 times .exit status -9") as error: run_grid(toy.slow_fit, [bad, good], root=tmp_path/"runs", retries=0)

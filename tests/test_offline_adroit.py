@@ -239,17 +239,18 @@ def test_planner_improves_its_plan():
     assert (state == same).all(), "planning does not touch the real hand"
 
 
+WITHOUT_AVX512 = dict(human="9648b26dabfb033f", cloned="3ac5c211eccb1e5c")   # such a CPU rounds differently, and a hand that turns a pen is chaotic
+
+
 @needs_hand
 def test_pen_data_sets():
-    "The checksum is that of a CPU with AVX-512; others round differently in NumPy, and a hand that turns a pen is chaotic."
     from rlpapers.core.datasets import content_checksum, dataset_spec
     info = pathlib.Path("/proc/cpuinfo")
-    same_rounding = info.exists() and "avx512f" in info.read_text()
+    older = info.exists() and "avx512f" not in info.read_text()
     for kind in ("human", "cloned"):
         spec = dataset_spec(f"offline/pen/{kind}-v0")
         episodes = spec.build(spec)
-        assert sum(len(e.rewards) for e in episodes) == spec.rows
-        assert not same_rounding or content_checksum(episodes) == spec.checksum
+        assert sum(len(e.rewards) for e in episodes) == spec.rows and content_checksum(episodes) == (WITHOUT_AVX512[kind] if older else spec.checksum)
     assert spec.env_id == env_id_of("pen") and (spec.ref_min_score, spec.ref_max_score) == (96.262799, 3076.8331017826877)
 
 

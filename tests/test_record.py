@@ -1,5 +1,6 @@
 """The record: keys, staleness, concurrent writers, damage."""
 import importlib, json, multiprocessing as mp, sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -159,3 +160,11 @@ def test_shipped_record_is_whole():
     for run in recorded_runs(project_paths().record):
         assert run.folder.name == run.key == run_key(record.load_function(run.info["function"]), run.config)
         assert len(run.metrics) and run.tensors is not None
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists() or "cpu family" not in Path("/proc/cpuinfo").read_text(), reason="no x86 Linux")
+def test_a_machine_tells_its_generation():
+    "Cloud machines of several generations share one model name; their rounding differs."
+    cpuinfo = Path("/proc/cpuinfo").read_text()
+    family, model = (next(line.split(":")[1].strip() for line in cpuinfo.splitlines() if line.split(":")[0].strip() == name) for name in ("cpu family", "model"))
+    assert record.machine()["cpu"].endswith(f"(family {family}, model {model})")
