@@ -9,12 +9,13 @@ import torch
 from rlpapers.core.grid import compare_metrics
 from rlpapers.core.record import Work
 from rlpapers.diamond.agent import AgentConfig
+from rlpapers.diamond.dream import BadDream
 from rlpapers.diamond.edm import SamplerConfig
 from rlpapers.diamond.gameplay import DataConfig, TooShort, UnknownPolicy, gather, held_out
 from rlpapers.diamond.grids import EXPERIMENTS, plan
-from rlpapers.diamond.reward import RewardConfig
+from rlpapers.diamond.reward import RewardConfig, transitions
 from rlpapers.diamond.tokens import TokenRun, train_tokens
-from rlpapers.diamond.training import LoopRun, restored, schedule, train_loop
+from rlpapers.diamond.training import Loop, LoopRun, Piece, restored, schedule, train_loop
 from rlpapers.diamond.unet import UNetConfig
 from rlpapers.diamond.world import MATCHED, RELEASED, UnknownObjective, WorldRun, make_objective, train_world, trained_world
 
@@ -23,7 +24,7 @@ CATCH = DataConfig(game="PixelCatch", size=16, steps=120, shares=(.1,))
 WORLD = WorldRun(data=CATCH, unet=NET, updates=6, batch=4, lr=1e-3, log_every=2, save_every=3, drift=(1, 2), trajectories=2, horizon=3, weights=True)
 LOOP = LoopRun(world=replace(WORLD, data=replace(CATCH, policy="random"), sampler=SamplerConfig(steps=1)), reward=RewardConfig(channels=(8,), depths=(1,), cond=8, lstm=16, image=16),
                agent=AgentConfig(channels=(8, 8), lstm=16, image=16), initial=60, initial_most=60, collect=15, collect_epochs=1, epochs=2, first=(3, 2, 2), later=(2, 1, 1), dreams=4, pool=2,
-               reward_batch=2, reward_steps=5, test_every=1, test_episodes=3, final_episodes=4, test_envs=2, chunk=2, world_events=.5)
+               reward_batch=2, reward_steps=5, test_every=1, test_episodes=3, final_episodes=4, test_envs=2, chunk=2, imagined=1, world_events=.5)
 TOKENS = TokenRun(data=CATCH, codes=8, channels=8, dim=4, width=16, layers=1, heads=2, tokeniser_updates=25, updates=5, batch=4, log_every=5, save_every=10, trajectories=2, horizon=3)
 
 
@@ -65,6 +66,20 @@ def test_the_loop_does_what_its_plan_says():
     assert metrics[metrics.kind == "world"]["update"].max() == 5 and np.isfinite(metrics[metrics.kind.isin(["world", "reward"])].loss).all()
     agent = metrics[metrics.kind == "agent"]
     assert agent["update"].tolist() == [2, 3] and agent.entropy.between(0, np.log(3) + 1e-6).all()
+
+
+def test_every_second_segment_of_the_reward_model_ends_in_a_dream():
+    loop = Loop(LOOP)
+    loop.do(Piece(0, "collect", 60))
+    segment = loop.game.replay.segments(2, 5, np.random.default_rng(0), "reward").to()
+    real, (obs, following, counts) = transitions(segment), loop.pairs(segment)
+    assert torch.equal(obs, real[0]) and torch.equal(counts, real[2]) and counts[:, -1].all()          # one step is imagined: no later one starts from it
+    changed = (following != real[1]).flatten(2).any(-1)
+    assert changed.tolist() == [[False] * 3 + [True], [False] * 4]
+    loop.c = replace(LOOP, imagined=0)
+    assert all(map(torch.equal, loop.pairs(segment), real))
+    loop.c = replace(LOOP, imagined=2)
+    with pytest.raises(BadDream, match="last=2: need 1 to 1"): loop.pairs(segment)
 
 
 def test_recorded_networks_come_back():

@@ -124,9 +124,10 @@ def _hits(logits: Tensor, target: Tensor, counts: Tensor, name: str, none: int) 
 
 def reward_loss(model: RewardModel,
                 segment,                            # a `replay.Segment` of tensors, S frames
+                pairs: tuple | None = None,         # its `transitions`, where frames of them have been replaced
                ) -> tuple[Tensor, dict[str, Tensor]]:   # loss; metrics without gradient, each of one number
     "Cross entropies of reward sign and end over the S - 1 transitions of each segment (Sec. 3.2)."
-    obs, next_obs, counts = transitions(segment)
+    obs, next_obs, counts = pairs or transitions(segment)
     reward_logits, end_logits, _ = model(obs, segment.act[:, :-1], next_obs)
     sign, end = segment.rew[:, :-1].sign().long() + 1, segment.end[:, :-1].long()
     reward_part = _mean(F.cross_entropy(reward_logits.flatten(0, 1), sign.flatten(), reduction="none"), counts.flatten())

@@ -20,11 +20,11 @@ from ..core.record import RunOutput, Work
 from ..core.rng import counter_generator, derive_seed, numpy_generator, torch_generator
 from .agent import ActorCritic, AgentConfig, actor_critic_loss, lambda_returns, sample_actions
 from .collecting import Collector, collect_first, play_games, uniform
-from .dream import DreamEnv, start_from
+from .dream import DreamEnv, imagine_endings, start_from
 from .edm import from_bytes
 from .gameplay import DataConfig, game_actions, make_game
 from .replay import GROUPS, Replay
-from .reward import RewardConfig, RewardModel, reward_loss
+from .reward import RewardConfig, RewardModel, reward_loss, transitions
 from .world import Learner, WorldRun, fit_world, in_precision, initialised, make_objective, new_world
 
 # %% ../../nbs/diamond/06a_training.ipynb #98f39fb1
@@ -50,6 +50,7 @@ class LoopRun:                          # defaults are the paper's
     reward_batch: int = 32
     reward_steps: int = 19              # frames of the reward model's segments: 4 to burn in and 15
     events: float = 0.                  # share of them centred on a reward or an end (not the paper's)
+    imagined: int = 0                   # transitions at the end of every second of them that are dreamed (not the paper's)
     world_events: float = 0.            # share of the denoiser's segments that show what follows a reward (not the paper's)
     lr: tuple[float, float] = (1e-4, 1e-4)      # reward model, agent
     decay: tuple[float, float] = (1e-2, 0.)
@@ -230,9 +231,16 @@ class Loop:
         for _ in range(piece.count):
             rng = counter_generator(derive_seed(c.seed, "reward"), self.reward.updates)
             segment = replay.segments(c.reward_batch, c.reward_steps, rng, "reward", events=c.events).to(c.device)
-            loss, metrics = reward_loss(self.reward.module, segment)
+            loss, metrics = reward_loss(self.reward.module, segment, self.pairs(segment))
             losses.append(self.reward.step(loss))
         return dict(loss=float(np.mean(losses)), update=self.reward.updates) | {k: float(x) for k, x in metrics.items() if k != "loss"}
+
+    def pairs(self, segment) -> tuple[Tensor, Tensor, Tensor]:
+        "Transitions to train the reward model on; every second segment may end in a dream."
+        c, run = self.c, self.world_run
+        if not c.imagined: return transitions(segment)
+        generator, rows = torch_generator(c.seed, "imagined", self.reward.updates, device=c.device), torch.arange(c.reward_batch, device=c.device) % 2 == 0
+        return imagine_endings(self.objective, self.inner, segment, c.imagined, rows, run.unet.context, generator)
 
     def dreams(self) -> DreamEnv:
         "Fresh dreams from the replay memory as it is now."
