@@ -147,6 +147,10 @@ def test_audit_finds_a_changed_number(tmp_path):
     assert audit_run(forge(run.metrics, {"w": run.tensors["w"] + 1}), "here").verdict == "differs"
     elsewhere = here | {"cpu": "another maker's"}
     assert audit_run(forge(shifted, where=elsewhere), "here").verdict == "not comparable"          # rounding may explain a drift
+    rounded, other = ({"w": run.tensors["w"] * factor} for factor in (1 + 1e-6, 1.1))
+    assert audit_run(forge(run.metrics, rounded), "here").verdict == "differs"
+    assert audit_run(forge(run.metrics, rounded, elsewhere), "here").verdict == "not comparable"   # rounding may explain other weights behind the same metrics
+    assert audit_run(forge(run.metrics, other, elsewhere), "here").verdict == "differs"
     for nonsense in (run.metrics.assign(slope=123.), run.metrics.head(3), run.metrics.iloc[:0], run.metrics.assign(slope=float("nan")), run.metrics.astype({"seed": str})):
         assert audit_run(forge(nonsense, where=elsewhere), "here").verdict == "differs"            # but nothing else
 
