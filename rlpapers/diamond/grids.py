@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Grid', 'SEEDS', 'SMALL', 'NARROW', 'MIDDLE', 'TINY', 'CATCH', 'DRIFT', 'RACE', 'WORLD_SCALES', 'KINDS', 'TEN',
            'TOKEN_SCALES', 'EXPERIMENTS', 'seeds_of', 'world_run', 'drift_games', 'drift', 'multimodal', 'catch_loop',
-           'agent_loops', 'tokens', 'forward_flops', 'work_of', 'train_all', 'plan']
+           'arcade_loop', 'agent_loops', 'tokens', 'forward_flops', 'work_of', 'train_all', 'plan']
 
 # %% ../../nbs/diamond/07_grids.ipynb #34ebf1ef
 from dataclasses import replace
@@ -96,15 +96,25 @@ def catch_loop(scale: str, seed: int = 0, steps: int = 1) -> LoopRun:
     return LoopRun(world=world, reward=reward, agent=agent, seed=seed, **small)
 
 
+def arcade_loop(seed: int = 0) -> LoopRun:
+    "UpNDown at 32 x 32, the whole loop at `laptop`: random play, then collecting and training in turns."
+    world = WorldRun(data=DataConfig(game="UpNDown", size=32, policy="random"), unet=replace(MIDDLE, channels=(24, 48)), sampler=SamplerConfig(steps=1), batch=12, lr=1.5e-3)
+    reward = RewardConfig(channels=(16, 16, 32, 32), depths=(1, 1, 1, 1), cond=32, lstm=64, image=32, skip=True)
+    agent = AgentConfig(channels=(16, 16, 32, 32), lstm=128, image=32, gamma=.95, entropy=.01)
+    return LoopRun(world=world, reward=reward, agent=agent, seed=seed, initial_most=5000, collect=300, collect_epochs=10, epochs=10, first=(500, 500, 40), later=(40, 50, 25), dreams=16,
+                   pool=20, reward_batch=12, reward_steps=8, events=.5, imagined=2, lr=(2e-3, 1e-3), test_every=2, test_episodes=6, final_episodes=20, test_envs=10, weights=False)
+
+
 def agent_loops(scale: str, seeds: int = 0) -> Grid:
-    "Table 1's DIAMOND column and Table 7 at paper scale, PixelCatch below."
+    "Table 1's DIAMOND column and Table 7 at paper scale; PixelCatch below, and at `laptop` one run on an Atari game."
     if Scale(scale) is Scale.paper:
         def one(game, s, n):
             return train_loop, LoopRun(world=WorldRun(data=DataConfig(game=game), sampler=SamplerConfig(steps=n)), seed=s, device="cuda")
         three = {f"{g} | n=3 | {s}": one(g, s, 3) for g in GAMES_100K for s in seeds_of(scale, seeds)}
         return three | {f"{g} | n=1 | {s}": one(g, s, 1) for g in TEN for s in seeds_of(scale, seeds)[:1]}
     three = seeds_of(scale, seeds)[:1]         # three denoising steps cost three times as much
-    return {f"PixelCatch | n={n} | {s}": (train_loop, catch_loop(scale, s, n)) for n in (1, 3) for s in (seeds_of(scale, seeds) if n == 1 else three)}
+    catch = {f"PixelCatch | n={n} | {s}": (train_loop, catch_loop(scale, s, n)) for n in (1, 3) for s in (seeds_of(scale, seeds) if n == 1 else three)}
+    return catch | ({"UpNDown | n=1 | 0": (train_loop, arcade_loop())} if Scale(scale) is Scale.laptop else {})
 
 # %% ../../nbs/diamond/07_grids.ipynb #3ccfe9d5
 TOKEN_SCALES = {"smoke": dict(codes=16, channels=8, dim=8, width=16, layers=1, heads=2, tokeniser_updates=20, updates=10, batch=8, trajectories=2,
