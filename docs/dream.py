@@ -98,5 +98,6 @@ def page(reason: str) -> str:
             "[the model in ONNX](/diamond/08a_browser.ipynb) and onnxruntime-web on one thread; nothing is fetched from elsewhere.\n\n"
             "- **Reset** begins from another beginning of the real game. The same seed, beginning and keys give the same dream.\n"
             "- **Denoising steps**: one evaluation of the network makes a frame; more are slower.\n"
-            "- Points and the end at a miss are dreamed too: a second network has learned them.\n\n"
+            "- Points and the end at a miss are dreamed too: a second network has learned them.\n"
+            "- After a catch the sky stays empty: where the next ball starts is a matter of chance, and a model that has seen so little play paints none. Reset.\n\n"
             "In a window, beside the real game and with an agent that was trained in dreams: `rlpapers play diamond` ([how](/diamond/08_play.ipynb)).\n")
