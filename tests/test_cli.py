@@ -98,3 +98,11 @@ def test_reproduce_leaves_out_notebooks_with_nothing_at_a_scale(monkeypatch):
     monkeypatch.setattr(cli, "inventory", lambda paper: items)
     assert [path.name for path in experiment_notebooks(["poem"], "smoke")] == here
     assert [path.name for path in experiment_notebooks(["poem"], "laptop")] == here[1:]     # one of its items is enough, and so is none
+
+
+def test_dry_run_plans_every_paper():
+    "Without names, and none of the papers with experiments may lack a plan."
+    result = call("reproduce", "--scale", "smoke", "--dry-run")
+    assert result.exit_code == 0, result.output
+    assert all(name in result.output for name in ("11_medium_curves", "13_dream_agent", "11_mazes"))
+    assert "core-hours" in result.output and "--engine ray" in result.output

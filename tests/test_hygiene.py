@@ -95,18 +95,18 @@ def test_own_modules_are_imported_by_name():
 
 def test_package_is_light():
     code = """if True:
-        import socket, sys, time
+        import socket, sys
         seen = []
         sys.addaudithook(lambda event, args: seen.append(event) if event.startswith("socket.") else None)
-        start = time.perf_counter()
         import rlpapers
-        print(time.perf_counter() - start, len(seen))
+        heavy = {"torch", "numpy", "pandas", "matplotlib", "gymnasium", "nbdev", "fastcore"} & set(sys.modules)
+        assert not heavy, heavy
+        assert not seen, "import rlpapers opened a socket"
         socket.socket().close()
         assert seen, "the hook sees sockets"
         """
-    runs = [subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split() for _ in range(5)]
-    assert {r[1] for r in runs} == {"0"}, "import rlpapers opened a socket"
-    assert min(float(r[0]) for r in runs) < .3
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
 
 # ---- metadata
 

@@ -9,6 +9,7 @@ __all__ = ['Grid', 'SEEDS', 'SMALL', 'NARROW', 'MIDDLE', 'TINY', 'CATCH', 'DRIFT
 
 # %% ../../nbs/diamond/07_grids.ipynb #34ebf1ef
 from dataclasses import replace
+from functools import lru_cache
 
 import pandas as pd
 import torch
@@ -135,6 +136,7 @@ def tokens(scale: str, seeds: int = 0) -> Grid:
     return own | edm
 
 # %% ../../nbs/diamond/07_grids.ipynb #3e2cc9e6
+@lru_cache(maxsize=None)
 def forward_flops(unet: UNetConfig, size: int, actions: int = 18) -> int:
     "Floating-point operations of the U-Net for one image, two for a multiply-add."
     from torch.utils.flop_counter import FlopCounterMode

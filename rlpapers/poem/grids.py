@@ -4,17 +4,21 @@
 
 # %% auto #0
 __all__ = ['Grid', 'SEEDS', 'MAZE_SCALES', 'SOURCES', 'PAPER_SOURCES', 'IMAGE_LEARNERS', 'VIEW_SMALL', 'VIEW_SCALES', 'SLOW',
-           'WHOLE', 'COVERAGE', 'EXPERIMENTS', 'maze_run', 'seeds_of', 'recognition', 'decoders', 'walking',
-           'precisions', 'view_run', 'sources', 'image_seeds', 'partial', 'whole', 'unequal', 'coverage_cases',
-           'coverage', 'train_all', 'settings_shown']
+           'WHOLE', 'COVERAGE', 'EXPERIMENTS', 'VIEWS_OF_A_MAZE', 'maze_run', 'seeds_of', 'recognition', 'decoders',
+           'walking', 'precisions', 'view_run', 'sources', 'image_seeds', 'partial', 'whole', 'unequal',
+           'coverage_cases', 'coverage', 'train_all', 'settings_shown', 'view_flops', 'cost', 'plan']
 
 # %% ../../nbs/poem/09_grids.ipynb #f3460d6e
+from functools import lru_cache
+
 import pandas as pd
+import torch
 
 from ..core.grid import run_grid
 from ..core.scale import Scale, at_scale
 from .adaptation import FinetuneConfig, MAMLConfig
 from .decoder import DecoderRun, train_decoder
+from .encoders import conv4, pixels, resnet18, symbolic
 from .mazes import MazeConfig
 from .training import MazeRun, ViewRun, train_mazes, train_views
 from .walks import WalkDecoderRun, train_walk_decoder
@@ -161,3 +165,47 @@ def settings_shown(scale: str) -> dict[str, str]:  # "row, column" of tables 3 a
     images |= {k: "none" for k in ("color_jitter, p", "random_greyscale, p", "random_horizontal_flip, p", "gaussian_blur, p")} if not v.distort else {}
     return {k: str(x) for k, x in (images | {"agent_algorithm, paper": "exact: breadth-first search; least-visited walk", "exploratory_agent_bonus, paper": "goes to the least visited (location, direction)",
             "encoder_conv_layers": 2 if m.encoder == "symbolic" else 5, "encoder_mlp_head_layers": 3, "embedding_dim": m.dim, "decoder_mlp_layers": 4, "optimal_agent_goal_reward, paper": "none: no training"}).items()}
+
+# %% ../../nbs/poem/09_grids.ipynb #5ad1c0f2
+VIEWS_OF_A_MAZE = 22       # of a walk to the goal, on average
+
+
+@lru_cache(maxsize=None)
+def view_flops(kind: str, size: int, channels: int, blocks: int) -> float:
+    "Floating-point operations of an encoder on one view, two for a multiply-add."
+    from torch.utils.flop_counter import FlopCounterMode
+    encoder = {"symbolic": lambda: symbolic(channels=channels), "conv4": lambda: conv4(size, 3, channels, blocks), "pixels": lambda: pixels(size, 3, channels),
+               "resnet18": lambda: resnet18(size, pretrained=False)}[kind]()
+    views = torch.zeros(2, *encoder.shape, dtype=torch.uint8 if kind == "symbolic" else torch.float32)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter: encoder.body(views)
+    return counter.get_total_flops() / 2
+
+
+def cost(c) -> dict:       # device hours and core-hours of evaluation
+    "Rough cost of a run: the operations of its encoder."
+    run = getattr(c, "run", c)             # a decoder first encodes every maze of its learner
+    if isinstance(run, MazeRun): size, views = 56, run.mazes.items * VIEWS_OF_A_MAZE + run.mazes.queries
+    else:
+        partial = run.views == "partial"
+        size = run.crop if partial and not run.distort else 28
+        items = sum(run.classes) / 2 * run.per_class if partial else sum(run.ways) / 2
+        views = items * (sum(run.support) / 2 + run.queries)
+    if c is not run: passes = (getattr(c, "mazes", 0) or run.mazes.mazes) * getattr(c, "steps", VIEWS_OF_A_MAZE)
+    else:
+        tested = run.test_tasks + run.updates / run.eval_every * run.eval_tasks
+        adapt = run.maml.steps + 1 if run.learner == "MAML" else 1
+        passes = 3 * run.updates * (run.pretrain_batch if run.learner == "Finetune" else run.tasks * views * adapt) + tested * views * (3 * adapt if adapt > 1 else 1)
+    flops = passes * view_flops(run.encoder, size, run.channels, getattr(run, "blocks", 0))
+    return dict(hours=round(flops / (20e12 if run.device == "cuda" else 2.5e10) / 3600, 3), evaluation=0.)
+
+
+def plan(scale: str, seeds: int = 0) -> list[dict]:
+    "Every run of this paper at a scale: notebook, rough cost, and whether the record has it."
+    from rlpapers.core.record import find_run, run_key
+    rows = {}
+    for notebook, grid in EXPERIMENTS.items():
+        for name, (fn, c) in grid(scale, seeds).items():
+            state = getattr(find_run(fn, c), "status", "to train")
+            row = dict(notebook=notebook, run=name, count=1, stack="1 seed", updates=c.updates, **cost(c), state="recorded" if state == "fresh" else state)
+            rows.setdefault(run_key(fn, c), row)        # a run that two experiments share counts once
+    return list(rows.values())
