@@ -151,9 +151,10 @@ def test_a_recorded_run_can_be_played(tmp_path):
     from rlpapers.diamond.training import Loop, train_loop, trained_weights
     c = replace(catch_loop("smoke"), weights=True, first=(500, 10, 3))
     loop = Loop(c)
-    write_run(tmp_path, train_loop, c, RunOutput(pd.DataFrame({"seed": [0]}), trained_weights(loop)), 5.)
-    for seed, other in enumerate((replace(c, weights=False), replace(c, first=(20, 10, 3))), 1):      # no weights; of smoke scale
-        write_run(tmp_path, train_loop, replace(other, seed=seed), RunOutput(pd.DataFrame({"seed": [seed]}), trained_weights(loop)), 9.)
+    def tested(seed, *means): return pd.DataFrame({"seed": seed, "kind": ["test"] * len(means) + ["agent"], "mean": [*means, np.nan]})
+    write_run(tmp_path, train_loop, c, RunOutput(tested(0, 0., 2.), trained_weights(loop)), 5.)
+    for seed, other in enumerate((c, replace(c, weights=False), replace(c, first=(20, 10, 3))), 1):      # worse in the end; no weights; of smoke scale
+        write_run(tmp_path, train_loop, replace(other, seed=seed), RunOutput(tested(seed, 9., 1. if other is c else 9.), trained_weights(loop)), 9.)
     world = recorded_world("PixelCatch", (tmp_path,))
     assert "seed 0" in world.about and world.data.game == "PixelCatch" and world.reward and world.agent
     assert all(torch.equal(a.half(), b.half()) for a, b in zip(loop.world.module.state_dict().values(), world.inner.state_dict().values()))

@@ -69,13 +69,13 @@ class World:
 def recorded_world(game: str = "PixelCatch",
                    roots: tuple[Path, ...] | None = None,   # default: the record, then runs/
                   ) -> World:
-    "Networks of the longest recorded run of the training loop on a game. Raises `NothingToPlay`."
+    "Networks of the recorded run of the training loop whose agent did best in its last test on a game. Raises `NothingToPlay`."
     from rlpapers.diamond.training import restored
     roots = roots or (project_paths().record, project_paths().runs)
     runs = [read_run(path.parent) for root in roots for path in sorted(Path(root).glob("diamond/train_loop/*/run.json"))]
     runs = [run for run in runs if (c := run.info["config"])["world"]["data"]["game"] == game and c["weights"] and c["first"][0] >= 200]   # not smoke
     if not runs: raise NothingToPlay(f"No recorded run of {game} keeps its weights. Train one: rlpapers reproduce diamond")
-    run = max(runs, key=lambda run: run.info["wall_time_s"])
+    run = max(runs, key=lambda run: run.metrics.loc[run.metrics.kind == "test", "mean"].iloc[-1])
     loop = restored(run.config, run.tensors)
     about = f"{game}: world model, reward model and agent of recorded run {run.key}, seed {run.config.seed}, half precision"
     return World(run.config.world.data, loop.objective, loop.world.module, loop.reward.module, loop.agent.module, about)
