@@ -1,5 +1,5 @@
 "Playing: sessions, GIF and window, the command, torch against onnxruntime, and the page in headless Chromium."
-import contextlib, json, shutil, sys, time
+import contextlib, json, shutil, subprocess, sys, time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -355,3 +355,14 @@ def test_noise_is_normal_and_any_frame_can_be_drawn():
     assert np.array_equal(frame_noise(3, 5, 9), frame_noise(3, 5, 768)[:9]) and not np.array_equal(frame_noise(3, 5, 9), frame_noise(3, 6, 9))
     noise = np.concatenate([frame_noise(2**32 - 1, k, 768) for k in range(100)])
     assert abs(noise.mean()) < .02 and abs(noise.std() - 1) < .02
+
+def test_the_page_and_python_draw_the_same_noise():
+    "To the rounding of a logarithm and a cosine, by node."
+    if not (node := shutil.which("node")): pytest.skip("needs node")
+    drawn = [(0, 0, 2), (0, 7, 9), (12, 99, 768), (2**32 - 1, 3, 8)]
+    source = (ROOT/"docs"/"static"/"dream.js").read_text().split("class Dream")[0]
+    script = f"{source}\nconsole.log(JSON.stringify({json.dumps(drawn)}.map(a => [...frameNoise(...a)])))"
+    out = subprocess.run([node, "-e", script], capture_output=True, text=True, check=True, timeout=60)
+    theirs = json.loads(out.stdout)
+    for args, noise in zip(drawn, theirs): np.testing.assert_allclose(noise, frame_noise(*args), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(theirs[0], [-1.2171245, 0.31612396], rtol=0, atol=1e-6)
