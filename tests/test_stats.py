@@ -92,3 +92,15 @@ def test_intervals_do_not_depend_on_the_process():
     printed = {subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": h, "PATH": ""}).stdout
                for h in ("1", "2")}
     assert printed == {f"{stats.bootstrap_interval(np.arange(12.).reshape(4, 3), stats.iqm)}\n"}
+
+
+def test_crossed_interval_covers_seeds_and_episodes():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(3, 1)) + .1 * rng.normal(size=(3, 50))                 # seeds differ, episodes hardly
+    low, high = stats.crossed_interval(x)
+    assert high - low > 5 * (np.subtract(*stats.bootstrap_interval(x.mean(0))[::-1]))
+    assert low < x.mean(1).min() and high > x.mean(1).max()
+    low, high = stats.crossed_interval(x[:1])                                   # one seed: over episodes only
+    assert np.isfinite([low, high]).all() and low < x[0].mean() < high
+    np.testing.assert_allclose(stats.crossed_interval(2 * x + 1), 2 * np.array(stats.crossed_interval(x)) + 1)
+    with pytest.raises(stats.StatsError): stats.crossed_interval(np.zeros((0, 3)))

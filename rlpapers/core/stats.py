@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['StatsError', 'as_scores', 'iqm', 'median_of_means', 'optimality_gap', 'bootstrap_interval', 'interval_text',
-           'curve_band', 'probability_of_improvement', 'performance_profile']
+           'crossed_interval', 'curve_band', 'probability_of_improvement', 'performance_profile']
 
 # %% ../../nbs/core/06_stats.ipynb #5ade6ed9
 import numpy as np
@@ -76,6 +76,17 @@ def interval_text(runs: int, level: float = .95) -> str:
     if runs < 2: return "one run: no interval"
     limit = 1 - 2. ** (1 - runs)                 # chance that the range of n values holds the centre
     return f"{level:.0%} bootstrap interval" + (f" (covers at most {limit:.0%} with {runs} runs)" if limit < level - .02 else "")
+
+# %% ../../nbs/core/06_stats.ipynb #3f1c07ab
+def crossed_interval(scores,                 # (seeds, episodes), the same episodes for all seeds; often paired differences
+                     level: float = .95, reps: int = 2000, seed: int = 0,
+                    ) -> tuple:              # low, high; of one seed: over episodes only
+    "Bootstrap interval of the mean, seeds and episodes both redrawn; raises `StatsError`."
+    a, rng = as_scores(scores), np.random.default_rng(seed)
+    rows, columns = (rng.multinomial(n, np.full(n, 1 / n), size=reps) / n for n in a.shape)
+    n, tail = len(a), (1 - level) / 2
+    if n > 1: rows = 1 / n + (rows - 1 / n) * (n / (n - 1)) ** .5
+    return tuple(np.quantile((rows @ a * columns).sum(1), [tail, 1 - tail]))
 
 # %% ../../nbs/core/06_stats.ipynb #20ea711b
 def curve_band(frame: "pd.DataFrame",                       # one row for each seed and x
