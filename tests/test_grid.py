@@ -80,6 +80,13 @@ def test_an_exception_is_not_retried_and_is_quoted(tmp_path):
     assert log.count("Traceback") == 1                               # tried once
 
 
+def test_every_failed_run_is_named(tmp_path):
+    configs = [LineConfig(steps=9, save_every=0, seed=seed) for seed in range(3)]
+    with pytest.raises(GridError, match="3 of 3 runs failed") as error: run_grid(fit_line, configs, engine="here", root=tmp_path)
+    text = str(error.value)
+    assert all(f"seed={seed}" in text for seed in range(3)) and text.count("Traceback") == 1 and text.count("ZeroDivisionError") == 3
+
+
 def test_a_worker_trains_one_run_after_the_other(tmp_path):
     configs = product(toy.SlowConfig(steps=4, sleep=0, trace=str(tmp_path)), seed=list(range(5)))
     runs = run_grid(toy.slow_fit, configs, root=tmp_path/"runs", jobs=2)
@@ -95,24 +102,24 @@ def test_a_worker_that_dies_is_replaced_for_the_runs_that_wait(tmp_path):
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_stopped_driver_loses_nothing_finished(tmp_path, how):
+    for s in (2, 3): (tmp_path/f"{s}.hold").touch()
     configs, process = grid_of(tmp_path), driver(tmp_path)
-    wait_until(lambda: len(recorded(tmp_path, configs)) >= 2)        # two are done, two under way
-    wait_until(lambda: all((tmp_path/f"{s}.starts").exists() for s in (2, 3)))
-    time.sleep(.4)
+    wait_until(lambda: len(recorded(tmp_path, configs)) == 2 and all((tmp_path/f"{s}.held").exists() for s in (2, 3)))   # two are done, two half-way
     process.send_signal(how)
     out, err = process.communicate(timeout=30)
     assert process.returncode != 0 and "finished" not in out
     pids = [pid for seed in range(4) for pid, _ in starts(tmp_path, seed)]
     wait_until(lambda: not any(map(alive, pids)), 10)                # no worker outlives its driver
     done = recorded(tmp_path, configs)
-    assert 2 <= len(done) < 4
+    assert [c.seed for c in done] == [0, 1]
+    for s in (2, 3): (tmp_path/f"{s}.hold").unlink()
     process = driver(tmp_path)
     out, err = process.communicate(timeout=120)
     assert "finished" in out, err
     assert Runs(find_run(toy.slow_fit, c, (tmp_path/"runs",)) for c in configs).frame().drop(columns="run").equals(expected(configs))
     for c in configs:
         begun = [step for _, step in starts(tmp_path, c.seed)]
-        assert len(begun) == (1 if c in done else 2) and (c in done or begun[1] > 0)   # finished ones were not trained again, the others resumed
+        assert begun == ([0] if c in done else [0, 30])              # finished ones were not trained again, the others resumed
 
 
 def test_two_drivers_train_each_run_once(tmp_path):
@@ -159,14 +166,15 @@ def test_interrupted_rerun_of_a_stale_run_resumes(tmp_path):
     config = toy.SlowConfig(steps=40, trace=str(tmp_path))
     run = write_run(tmp_path/"runs", toy.slow_fit, config, RunOutput(pd.DataFrame({"value": [1]})), 1.)
     (run.folder/"run.json").write_text(json.dumps(run.info | {"code_hash": "0"*16}))
+    (tmp_path/"0.hold").touch()
     process = driver(tmp_path, steps=40, seeds=1, extra=", rerun='stale'")
-    wait_until(lambda: (tmp_path/"0.starts").exists())
-    time.sleep(.5)
+    wait_until(lambda: (tmp_path/"0.held").exists())
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=30)
     assert find_run(toy.slow_fit, config, (tmp_path/"runs",)).status == "stale"                     # the old one is still there
+    (tmp_path/"0.hold").unlink()
     runs = run_grid(toy.slow_fit, [config], engine="here", root=tmp_path/"runs", rerun="stale")
-    assert runs[0].status == "fresh" and [step for _, step in starts(tmp_path, 0)][1] > 0
+    assert runs[0].status == "fresh" and [step for _, step in starts(tmp_path, 0)] == [0, 20]
 
 
 def test_odd_grids(tmp_path, monkeypatch):

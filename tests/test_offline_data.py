@@ -270,3 +270,10 @@ def test_bad_actions_in_a_hub_data_set_name_bound_and_value(here):
     wild.actions[7, 1] = -1.5
     with pytest.raises(DatasetError, match=r"demo, episode 0: actions leave the action space \[-1.0, 1.0\], worst value -1.5"):
         datasets.check_episodes([wild], gym.make("Hopper-v5").action_space, "demo")
+
+
+def test_what_the_code_hash_cannot_see_is_pinned():
+    "Scores of recorded runs also hang on these; whoever changes one trains the runs of its tasks again."
+    from rlpapers.core.record import code_hash
+    assert code_hash("rlpapers.offline.adroit:make_adroit") == "9c7b2d15286c81d6", "imported by name at run time: train every run on offline/pen again, then pin the new hash"
+    assert (score_range("Pendulum-v1"), score_range(CARTPOLE)) == ((-1207.626, -144.119), (2.834, 49.63)), "read from data/assets/offline/policies.json: train Pendulum's and CartPole's runs again"

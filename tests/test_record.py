@@ -131,6 +131,9 @@ def test_damaged_runs_are_typed_errors(tmp_path):
     with pytest.raises(CorruptRun, match="lacks metrics"): find_run(fit_line, config, (tmp_path,)).metrics
     (run.folder/"run.json").write_text('{"key": ')
     with pytest.raises(CorruptRun, match="run.json"): read_run(run.folder)
+    for text, lost in (("[]", "code_hash, config"), ('{"key": "0", "code_hash": "0", "config": {}}', "files, function")):
+        (run.folder/"run.json").write_text(text)
+        with pytest.raises(CorruptRun, match=f"run.json lacks {lost}"): list(recorded_runs(tmp_path))
 
 
 def test_promotion_checks_and_replaces(tmp_path):

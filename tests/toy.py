@@ -10,7 +10,7 @@ from rlpapers.core.record import LineConfig, RunOutput, Work
 
 @dataclass(frozen=True)
 class SlowConfig(LineConfig):
-    "A fit that sleeps between steps, and leaves its process id where tests find it."
+    "A fit that sleeps between steps, stops half-way while `<seed>.hold` is there, and leaves its process id where tests find it."
     sleep: float = .02
     trace: str = ""          # folder for traces; "" = none
     deaths: int = 0          # dies that many times half-way (SIGKILL to itself)
@@ -28,6 +28,9 @@ def slow_fit(config: SlowConfig, work: Work) -> RunOutput:
         values = values + [config.seed*1000 + step]
         work.save(step + 1, (step + 1, values))
         work.report(step + 1, config.steps)
+        if trace and step + 1 == config.steps//2 and (hold := trace/f"{config.seed}.hold").exists():
+            (trace/f"{config.seed}.held").touch()
+            while hold.exists(): time.sleep(.01)
         if trace and step + 1 == config.steps//2 and len((trace/f"{config.seed}.starts").read_text().splitlines()) <= config.deaths:
             os.kill(os.getpid(), signal.SIGKILL)
     return RunOutput(pd.DataFrame({"step": range(config.steps), "value": values}))

@@ -158,9 +158,8 @@ def _run_here(jobs: list[Job], workers: int, retries: int, bar: Progress, **_) -
 def _outcome(worker: Worker, retries: int) -> Run | str | None:
     "What a worker that ended leaves: its run, an error text, or None if it deserves another try."
     if (error := worker.folder/"error.txt").exists(): return error.read_text()
-    if (alive := worker.process.poll() is None) and (run := find_run(worker.job.fn, worker.job.config, (worker.job.root,))): return run
-    if worker.attempt < retries: return None
-    return f"The worker {'ended without a result' if alive else 'died'} {worker.attempt + 1} times (exit status {worker.process.returncode}; -9 often means out of memory)."
+    if (alive := worker.process.poll() is None) and (run := finished_run(worker.job)): return run
+    return None if worker.attempt < retries else f"The worker {'ended without a result' if alive else 'died'} {worker.attempt + 1} times (exit status {worker.process.returncode}; -9 often means out of memory)."
 
 def _run_local(jobs: list[Job], workers: int, retries: int, bar: Progress, **_) -> Iterator[Outcome]:
     "In `workers` processes of one thread each."
@@ -207,9 +206,8 @@ def _run_ray(jobs: list[Job], workers: int, retries: int, bar: Progress, address
         while pending:
             for ref in ray.wait(list(pending), timeout=.5)[0]:
                 job = pending.pop(ref)
-                try: output, seconds, where = ray.get(ref)
-                except ray.exceptions.RayError as e: yield job, str(e); continue
-                run = write_run(job.root, job.fn, job.config, output, seconds, where)
+                try: run = write_run(job.root, job.fn, job.config, *ray.get(ref))
+                except Exception as e: yield job, str(e); continue          # also of a full disk here: the others go on
                 for old in job.folder.parent.glob("work-*"): shutil.rmtree(old, ignore_errors=True)
                 yield job, run
             bar.update(len(jobs) - len(pending))
@@ -260,9 +258,9 @@ def run_grid(fn: Callable | list[Callable],   # exported: fn(config, work) -> Ru
         trained = f", {len(succeeded)} of {len(todo)} trained in {_clock(time.perf_counter() - start)}" if todo else ""
         bar.close(f"{len(found)} run{'s'*(len(found) != 1)} of {', '.join(dict.fromkeys(f.__name__ for f, _ in pairs))}: {len(found) - len(todo)} from the record{trained}")
     if failed:
-        key, error = next(iter(failed.items()))
-        log = todo[key].folder/"log.txt"
-        raise GridError(f"{len(failed)} of {len(todo)} runs failed, the others are recorded.{f' Log: {log}' if log.exists() else ''}\nConfig: {todo[key].config}\n{error}")
+        def told(key, error): return f"{todo[key].config}\n{error}" + (f"\nLog: {log}" if (log := todo[key].folder/"log.txt").exists() else "")
+        (key, error), *more = failed.items()
+        raise GridError("\n\n".join([f"{len(failed)} of {len(todo)} runs failed, the others are recorded.", told(key, error), *(told(k, e.strip().rpartition("\n")[2]) for k, e in more)]))
     return Runs((found | succeeded)[run_key(f, c)] for f, c in pairs)
 
 # %% ../../nbs/core/05_grid.ipynb #91afac9f

@@ -280,10 +280,12 @@ def find_run(fn: Callable, config: Any,
     return fresh[0] if fresh else Run(found[0].folder, found[0].info, "stale") if found else None
 
 def recorded_runs(root: Path) -> Iterator[Run]:
-    "Every run under `root`, fresh or stale by today's code (a function that is gone counts as stale)."
+    "Every run under `root`, fresh or stale by today's code (a function that is gone counts as stale); raises `CorruptRun`."
+    now = lru_cache(maxsize=None)(code_hash)   # once for each function
     for path in sorted(Path(root).glob("*/*/*/run.json")):
-        run = read_run(path.parent)
-        yield Run(run.folder, run.info, "fresh" if run.info["code_hash"] == code_hash(run.info["function"]) else "stale")
+        info = read_run(path.parent).info
+        if lost := {"key", "function", "config", "code_hash", "files"}.difference(info): raise CorruptRun(f"{path} lacks {', '.join(sorted(lost))}. Delete the folder and run again.")
+        yield Run(path.parent, info, "fresh" if info["code_hash"] == now(info["function"]) else "stale")
 
 def promote(run: Run,                    # a local run worth shipping
             record: Path | None = None,  # default: data/record/
