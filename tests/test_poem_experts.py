@@ -299,6 +299,10 @@ def test_exact_world_has_no_count_bias(precision):
     bias = T.count_bias(0., precision).set_index("method")
     assert bias.to_many["prior"] == pytest.approx(.5, abs=.02) and bias.accuracy.idxmax() == "prior"
 
+@pytest.mark.parametrize("items", [0, 1, 5])
+def test_count_bias_needs_two_equal_halves(items):
+    with pytest.raises(BadTasks, match=f"items={items}"): T.count_bias(0., items=items)
+
 
 # Bad input says which
 

@@ -57,6 +57,11 @@ def test_union_coverage(size, crop, views, expected):
     assert seen.mean() == pytest.approx(expected, abs=.015)
 
 
+@pytest.mark.parametrize("crop", [0, -2, 29])
+def test_union_coverage_of_impossible_crops(crop):
+    with pytest.raises(ImpossibleTask, match=f"crop={crop} does not fit"): union_coverage(28, crop, 2)
+
+
 @pytest.mark.parametrize("channels, height, width", [(1, 28, 28), (3, 30, 41)])
 def test_cuts_equal_slices(channels, height, width):
     pixels = rng().integers(0, 256, (5, channels, height, width), dtype=np.uint8)

@@ -139,7 +139,7 @@ class POEM(Learner):
 
 # %% ../../nbs/poem/06_learners.ipynb #0a97a070
 class CompleteObservation(Learner):
-    "Upper bound for mazes: an item is its encoded map, one (size, size) array of symbols in place of support views."
+    "Complete observation of mazes: an item is its encoded map, one (size, size) array of symbols in place of support views."
     def __init__(self, encoder: Encoder, dim: int = 128, width: int = 128, head: str = "mlp", size: int = 11, channels: int = 32):
         super().__init__(encoder, dim, width, head)
         self.map_encoder = Encoder(SymbolBody(channels), (size, size), channels * (size // 2) ** 2, 0)

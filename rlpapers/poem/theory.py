@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from .experts import Experts, product, scores
+from .experts import BadTasks, Experts, product, scores
 
 # %% ../../nbs/poem/01_theory.ipynb #1da154a3
 class Toy(NamedTuple):
@@ -140,7 +140,8 @@ def count_bias(shared: float,               # share of the error's variance that
                precision: float = 1.,       # of a view; z has precision 1
                D: int = 8, few: int = 1, many: int = 10, items: int = 10, queries: int = 20, tasks: int = 300, seed: int = 0,
               ) -> pd.DataFrame:            # method, accuracy, to_many (posterior mass on items with many views; half is right)
-    "Posterior mass that goes to items with many views, in a world of Gaussian items and views with known precision."
+    "Posterior mass that goes to items with many views, in a world of Gaussian items and views with known precision. Raises `BadTasks`."
+    if items < 2 or items % 2: raise BadTasks(f"items={items}: half of them get few views and half many, so there must be an even number.")
     rng, sd = torch.Generator().manual_seed(seed), precision ** -.5
     z = torch.randn(tasks * items, D, generator=rng)
     item = torch.arange(tasks * items).repeat_interleave(torch.tensor([few, many]).repeat(tasks * items // 2))

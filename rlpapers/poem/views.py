@@ -78,7 +78,8 @@ def draw_corners(rng: np.random.Generator, shape: tuple[int, ...],
 
 
 def union_coverage(size: int, crop: int, views: int) -> float:
-    "Expected share of a square image inside the union of independent uniform crops."
+    "Expected share of a square image inside the union of independent uniform crops; raises `ImpossibleTask`."
+    if not 0 < crop <= size: raise ImpossibleTask(f"crop={crop} does not fit into images of {size}x{size}: choose 1..{size}.")
     row = np.arange(size)
     first, last = np.maximum(row - crop + 1, 0), np.minimum(row, size - crop)
     p = (last - first + 1) / (size - crop + 1)
