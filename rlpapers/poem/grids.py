@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['Grid', 'SEEDS', 'MAZE_SCALES', 'SOURCES', 'PAPER_SOURCES', 'IMAGE_LEARNERS', 'VIEW_SMALL', 'VIEW_SCALES', 'SLOW',
-           'WHOLE', 'COVERAGE', 'EXPERIMENTS', 'VIEWS_OF_A_MAZE', 'maze_run', 'seeds_of', 'recognition', 'decoders',
-           'walking', 'precisions', 'view_run', 'sources', 'image_seeds', 'partial', 'whole', 'unequal',
-           'coverage_cases', 'coverage', 'train_all', 'settings_shown', 'view_flops', 'cost', 'plan']
+           'WHOLE', 'PAPER_WHOLE', 'COVERAGE', 'EXPERIMENTS', 'VIEWS_OF_A_MAZE', 'maze_run', 'seeds_of', 'recognition',
+           'decoders', 'walking', 'precisions', 'possible_ways', 'view_run', 'sources', 'image_seeds', 'partial',
+           'whole', 'unequal', 'coverage_cases', 'coverage', 'train_all', 'settings_shown', 'view_flops', 'cost',
+           'plan']
 
 # %% ../../nbs/poem/09_grids.ipynb #f3460d6e
 from functools import lru_cache
@@ -20,6 +21,8 @@ from .adaptation import FinetuneConfig, MAMLConfig
 from .decoder import DecoderRun, train_decoder
 from .encoders import conv4, pixels, resnet18, symbolic
 from .mazes import MazeConfig
+from .sources import SOURCES as DATA_SETS
+from .sources import split_counts
 from .training import MazeRun, ViewRun, train_mazes, train_views
 from .walks import WalkDecoderRun, train_walk_decoder
 
@@ -28,14 +31,16 @@ SEEDS = {Scale.smoke: 1, Scale.laptop: 3, Scale.paper: 3}
 
 # %% ../../nbs/poem/09_grids.ipynb #e3caa6a7
 MAZE_SCALES = {
-    "smoke": dict(encoder="symbolic", channels=4, dim=16, width=16, updates=20, eval_every=10, eval_tasks=10, test_tasks=20, mazes=MazeConfig(mazes=300, test=60)),
+    "smoke": dict(encoder="symbolic", channels=4, dim=16, width=16, updates=20, eval_every=10, eval_tasks=10, test_tasks=20,
+                  mazes=MazeConfig(mazes=300, test=60)),
     "laptop": dict(encoder="symbolic", channels=32, updates=1000, eval_every=100, eval_tasks=20, mazes=MazeConfig(mazes=6000, test=600))}
 
 
 def maze_run(scale: str, seed: int = 0, **changes) -> MazeRun:
     "Recognition of mazes at a scale; `changes` hold at every scale."
     paper = dict(device="cuda", weights=True) | changes
-    return at_scale(MazeRun, {"paper": paper | dict(seed=seed)} | {s: paper | o | dict(device="cpu", seed=seed) | changes for s, o in MAZE_SCALES.items()}, scale)
+    small = {s: paper | o | dict(device="cpu", seed=seed) | changes for s, o in MAZE_SCALES.items()}
+    return at_scale(MazeRun, {"paper": paper | dict(seed=seed)} | small, scale)
 
 
 def seeds_of(scale: str, seeds: int = 0) -> range:
@@ -75,7 +80,8 @@ def precisions(scale: str, seeds: int = 0) -> Grid:
 
 # %% ../../nbs/poem/09_grids.ipynb #5bd00381
 SOURCES = {  # name of a row -> source and size of crops; the paper's sources at paper scale
-    "glyphs, crop 14": dict(source="glyphs", crop=14), "glyphs, crop 10": dict(source="glyphs", crop=10), "photos": dict(source="photos", crop=10), "textures": dict(source="textures", crop=10)}
+    "glyphs, crop 14": dict(source="glyphs", crop=14), "glyphs, crop 10": dict(source="glyphs", crop=10),
+    "photos": dict(source="photos", crop=10), "textures": dict(source="textures", crop=10)}
 PAPER_SOURCES = {n.capitalize(): dict(source=n) for n in ("aircraft", "birds", "flowers", "fungi", "omniglot", "textures")}
 IMAGE_LEARNERS = ("Finetune", "ProtoNet", "MAML", "POEM")
 VIEW_SMALL = dict(encoder="conv4", channels=32, blocks=3, dim=64, width=64, head="mlp", lr=1e-3, decay=0., distort=False, pretrained=False,
@@ -85,6 +91,14 @@ VIEW_SCALES = {"smoke": VIEW_SMALL | dict(channels=4, dim=8, width=8, updates=6,
                "laptop": VIEW_SMALL | dict(updates=600, eval_every=100, eval_tasks=20, test_tasks=200)}
 SLOW = {"MAML": dict(updates=120, eval_every=60, eval_tasks=10, test_tasks=60), "Finetune": dict(updates=200, eval_every=200, eval_tasks=2, test_tasks=60)}
 WHOLE = dict(views="whole", ways=(5, 15), support=(3, 3), queries=3, blocks=4)
+PAPER_WHOLE = dict(ways=(5, 49), support=(2, 9), queries=10)      # as released
+
+
+def possible_ways(source: str) -> tuple[int, int]:  # fewest and most classes of a task
+    "The paper's ways, of one of its sources, as far as its smallest part has classes: tasks of training and test have the same."
+    low, high = PAPER_WHOLE["ways"]
+    counts = split_counts(DATA_SETS[source].row)
+    return low, min(high, counts[0], counts[2])
 
 
 def view_run(scale: str, seed: int = 0, **changes) -> ViewRun:
@@ -115,19 +129,23 @@ def whole(scale: str, seeds: int = 0) -> Grid:
     "Table 2: which class is a whole image of?"
     shown = {n: s for n, s in sources(scale).items() if n != "glyphs, crop 10"}
     few = dict(ways=(3, 5)) if Scale(scale) is Scale.smoke else {}
-    own = {} if Scale(scale) is Scale.paper else WHOLE | few
     less = dict(updates=300) if Scale(scale) is Scale.laptop else {}
+    def settings(source):
+        if Scale(scale) is Scale.paper: return PAPER_WHOLE | dict(ways=possible_ways(source))
+        return WHOLE | few | (dict(ways=(3, 5)) if source == "photos" else {})
     def one(learner, s, source):
-        ways = dict(ways=(3, 5)) if source["source"] == "photos" and Scale(scale) is not Scale.paper else {}
-        return train_views, view_run(scale, s, learner=learner, views="whole", **{k: v for k, v in source.items() if k != "crop"}, **{k: v for k, v in (own | ways | (less if learner not in SLOW else {})).items() if k != "views"})
-    return {f"{name} | {learner} | {s}": one(learner, s, source) for name, source in shown.items() for learner in IMAGE_LEARNERS for s in image_seeds(scale, learner, seeds)}
+        own = settings(source) | (less if learner not in SLOW else {})
+        return train_views, view_run(scale, s, learner=learner, source=source, **own | dict(views="whole"))
+    return {f"{name} | {learner} | {s}": one(learner, s, source["source"])
+            for name, source in shown.items() for learner in IMAGE_LEARNERS for s in image_seeds(scale, learner, seeds)}
 
 
 def unequal(scale: str, seeds: int = 0) -> Grid:
     "Beyond the paper: one to five shots of each class."
-    kinds = {"POEM, sum": dict(learner="POEM"), "POEM, mean": dict(learner="POEM", counts="mean"), "POEM, prior": dict(learner="POEM", counts="prior"), "ProtoNet": dict(learner="ProtoNet")}
-    shots = WHOLE | dict(support=(1, 5)) | (dict(ways=(3, 5)) if Scale(scale) is Scale.smoke else {}) | (dict(updates=300) if Scale(scale) is Scale.laptop else {})
-    return {f"{name} | {s}": (train_views, view_run(scale, s, source="glyphs" if Scale(scale) is not Scale.paper else "omniglot", **k, **shots)) for name, k in kinds.items() for s in seeds_of(scale, seeds)}
+    kinds = {f"POEM, {k}": dict(learner="POEM", counts=k) for k in ("sum", "mean", "prior")} | {"ProtoNet": dict(learner="ProtoNet")}
+    fewer = {Scale.smoke: dict(ways=(3, 5)), Scale.laptop: dict(updates=300), Scale.paper: {}}[Scale(scale)]
+    shots = WHOLE | dict(support=(1, 5), source="glyphs" if Scale(scale) is not Scale.paper else "omniglot") | fewer
+    return {f"{name} | {s}": (train_views, view_run(scale, s, **k, **shots)) for name, k in kinds.items() for s in seeds_of(scale, seeds)}
 
 
 COVERAGE = [(6, 9), (10, 9), (14, 9), (20, 9), (28, 9), (14, 2), (14, 4), (14, 18)]     # side of a crop, support views of an image
@@ -140,9 +158,11 @@ def coverage_cases(scale: str) -> list[tuple[int, int]]:
 
 def coverage(scale: str, seeds: int = 0) -> Grid:
     "Beyond the paper: how much of an image its views show."
-    fewer = dict(updates=300) if Scale(scale) is Scale.laptop else {}
-    def one(learner, crop, views, s): return train_views, view_run(scale, s, learner=learner, source="glyphs" if Scale(scale) is not Scale.paper else "omniglot", crop=crop, support=(views, views), blocks=min(3, crop.bit_length() - 1), **fewer)
-    return {f"{learner} | {crop} | {views} | {s}": one(learner, crop, views, s) for learner in ("POEM", "ProtoNet") for crop, views in coverage_cases(scale) for s in seeds_of(scale, seeds)[:2]}
+    common = dict(source="glyphs" if Scale(scale) is not Scale.paper else "omniglot") | (dict(updates=300) if Scale(scale) is Scale.laptop else {})
+    def one(learner, crop, views, s):
+        return train_views, view_run(scale, s, learner=learner, crop=crop, support=(views, views), blocks=min(3, crop.bit_length() - 1), **common)
+    return {f"{learner} | {crop} | {views} | {s}": one(learner, crop, views, s)
+            for learner in ("POEM", "ProtoNet") for crop, views in coverage_cases(scale) for s in seeds_of(scale, seeds)[:2]}
 
 # %% ../../nbs/poem/09_grids.ipynb #d6acf2bb
 def train_all(grid: Grid, **options) -> dict[str, object]:  # name -> Run; options of run_grid
@@ -160,11 +180,16 @@ EXPERIMENTS = {"11_mazes": recognition, "12_reconstruction": decoders, "13_parti
 def settings_shown(scale: str) -> dict[str, str]:  # "row, column" of tables 3 and 4 -> our value
     "Our values of the parameters in Tables 3 and 4."
     v, m = view_run(scale), maze_run(scale)
-    images = {"classes_per_task, min": v.classes[0], "classes_per_task, max": v.classes[1], "samples_per_task, min": v.classes[0] * v.per_class, "samples_per_task, max": v.classes[1] * v.per_class,
-              "support_views_per_sample": v.support[0], "query_views_per_sample": v.queries, "image_size, default": 28 if v.source != "aircraft" or not v.distort else 84, "crop_size, all": "14 and 10" if not v.distort else v.crop, "runs": SEEDS[Scale(scale)]}
+    low, high = v.classes
+    images = {"classes_per_task, min": low, "classes_per_task, max": high,
+              "samples_per_task, min": low * v.per_class, "samples_per_task, max": high * v.per_class,
+              "support_views_per_sample": v.support[0], "query_views_per_sample": v.queries, "runs": SEEDS[Scale(scale)],
+              "image_size, default": 28 if v.source != "aircraft" or not v.distort else 84, "crop_size, all": "14 and 10" if not v.distort else v.crop}
     images |= {k: "none" for k in ("color_jitter, p", "random_greyscale, p", "random_horizontal_flip, p", "gaussian_blur, p")} if not v.distort else {}
-    return {k: str(x) for k, x in (images | {"agent_algorithm, paper": "exact: breadth-first search; least-visited walk", "exploratory_agent_bonus, paper": "goes to the least visited (location, direction)",
-            "encoder_conv_layers": 2 if m.encoder == "symbolic" else 5, "encoder_mlp_head_layers": 3, "embedding_dim": m.dim, "decoder_mlp_layers": 4, "optimal_agent_goal_reward, paper": "none: no training"}).items()}
+    mazes = {"agent_algorithm, paper": "exact: breadth-first search; least-visited walk", "optimal_agent_goal_reward, paper": "none: no training",
+             "exploratory_agent_bonus, paper": "goes to the least visited (location, direction)",
+             "encoder_conv_layers": 2 if m.encoder == "symbolic" else 5, "encoder_mlp_head_layers": 3, "embedding_dim": m.dim, "decoder_mlp_layers": 4}
+    return {k: str(x) for k, x in (images | mazes).items()}
 
 # %% ../../nbs/poem/09_grids.ipynb #5ad1c0f2
 VIEWS_OF_A_MAZE = 22       # of a walk to the goal, on average
@@ -194,7 +219,8 @@ def cost(c) -> dict:       # device hours and core-hours of evaluation
     else:
         tested = run.test_tasks + run.updates / run.eval_every * run.eval_tasks
         adapt = run.maml.steps + 1 if run.learner == "MAML" else 1
-        passes = 3 * run.updates * (run.pretrain_batch if run.learner == "Finetune" else run.tasks * views * adapt) + tested * views * (3 * adapt if adapt > 1 else 1)
+        passes = 3 * run.updates * (run.pretrain_batch if run.learner == "Finetune" else run.tasks * views * adapt)
+        passes += tested * views * (3 * adapt if adapt > 1 else 1)
     flops = passes * view_flops(run.encoder, size, run.channels, getattr(run, "blocks", 0))
     return dict(hours=round(flops / (20e12 if run.device == "cuda" else 2.5e10) / 3600, 3), evaluation=0.)
 
