@@ -97,3 +97,50 @@ def test_levels_do_not_depend_on_the_order_of_rows_and_scale_with_time():
     np.testing.assert_allclose(slow.speedup, table.speedup)
     both = table.set_index("variant").loc["actor+critic"]
     assert 1.5 < both.speedup < 2.5 and both.speedup_low <= both.speedup <= both.speedup_high
+
+
+def curves_with(clone, none, both, seeds=5, noise=0., start=0.):
+    import pandas as pd
+    g = np.random.default_rng(0)
+    ends = {"none": (start, none), "actor-only": (clone, clone), "actor+critic": (clone, both)}
+    shift = g.normal(size=seeds) * noise
+    def score(v, s, u): return start if u == 0 else np.interp(u, [100, 600], ends[v]) + (v != "actor-only") * shift[s]
+    return pd.DataFrame([dict(variant=v, seed=s, update=u, score=score(v, s, u)) for v in ends for s in range(seeds) for u in range(0, 1001, 100)])
+
+
+def test_a_plateau_that_is_not_above_the_clone_has_no_level():
+    from rlpapers.offline.curves import level_table
+    numbers = ["level", "updates", "low", "high", "speedup", "speedup_low", "speedup_high"]
+    below = level_table(curves_with(clone=30, none=20, both=25), switch=100)
+    assert below[numbers].isna().to_numpy().all() and not below.reached.any() and below.without.eq(1).all()
+    unclear = level_table(curves_with(clone=30, none=20, both=31, noise=10), switch=100)       # the rise is 1, its interval includes zero
+    assert unclear[numbers].isna().to_numpy().all() and (unclear.rise_low < 0).all() and unclear.without.between(.05, .95).all()
+    above = level_table(curves_with(clone=30, none=60, both=60, noise=1), switch=100)
+    assert above.level.notna().all() and (above.rise_low > 0).all() and above.without.eq(0).all()
+
+
+def test_a_level_that_untrained_networks_are_at_is_none():
+    from rlpapers.offline.curves import level_table
+    frame = curves_with(clone=-10, none=0, both=-10, start=5)
+    assert level_table(frame, switch=100).level.isna().all()                                   # was a speed-up of 0 / 1
+    assert level_table(frame[frame["update"] > 0], switch=100).level.notna().all()
+
+
+def test_speedups_of_censored_runs_have_open_intervals():
+    from rlpapers.offline.curves import level_table
+    table = level_table(curves_with(clone=10, none=20, both=60, noise=1), switch=100).set_index("variant")
+    assert not table.reached["none"] and np.isinf(table.speedup_high["actor+critic"]) and table.speedup_low["actor+critic"] > 1
+    table = level_table(curves_with(clone=10, none=60, both=20, noise=1), switch=100).set_index("variant")
+    assert not table.reached["actor+critic"] and table.speedup_low["actor+critic"] == 0 and table.speedup_high["actor+critic"] < 1
+    assert table.loc["none", ["speedup", "speedup_low", "speedup_high"]].eq(1).all()
+    alone = level_table(curves_with(clone=10, none=60, both=60, seeds=1), switch=100)          # one seed: a level, no intervals
+    assert alone.level.notna().all() and alone.speedup_low.isna().all()
+
+
+def test_gain_after_the_switch_ignores_pretraining_and_pairs_seeds():
+    from rlpapers.offline.curves import score_gain
+    frame = curves_with(clone=30, none=20, both=20, noise=10)
+    mean, low, high = score_gain(frame, after=700)
+    assert abs(mean) < 1e-9 and abs(low) < 1e-9 and abs(high) < 1e-9                           # equal curves from then on, seed by seed
+    assert score_gain(frame)[1] > 0                                                            # over the run the clone counts
+    np.testing.assert_allclose(score_gain(frame, 300, "none", "actor+critic")[0], -score_gain(frame, 300)[0])

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COLOURS', 'smooth', 'plateau', 'updates_to_level', 'first_at', 'level_table', 'drop_after_switch', 'late_dips',
-           'panel', 'published_panel', 'two_panels']
+           'mean_scores', 'score_gain', 'finding', 'tally', 'panel', 'published_panel', 'two_panels']
 
 # %% ../../nbs/offline/08_curves.ipynb #7178c16d
 import numpy as np
@@ -40,18 +40,19 @@ def updates_to_level(frame: pd.DataFrame, level: float, window: int = 3,
 
 # %% ../../nbs/offline/08_curves.ipynb #c080a27c
 def first_at(curves: np.ndarray,   # (..., U) smoothed scores
-             level: np.ndarray,    # (...)
+             level: np.ndarray,    # (...), NaN where there is none
              updates: np.ndarray,  # (U,)
-            ) -> tuple[np.ndarray, np.ndarray]:  # update (the last one where never), reached
+            ) -> tuple[np.ndarray, np.ndarray]:  # update (the last one where never, NaN without a level), reached
     "First update at which each curve is at its level."
     hit = curves >= level[..., None]
     reached = hit.any(-1)
-    return np.where(reached, updates[hit.argmax(-1)], updates[-1]), reached
+    at = np.where(reached, updates[hit.argmax(-1)], updates[-1]).astype(float)
+    return np.where(np.isnan(level), np.nan, at), reached
 
 
 def level_table(frame: pd.DataFrame, switch: int,  # last pre-training update
                 share: float = .9, window: int = 3, last: int = 5) -> pd.DataFrame:  # one row for each variant
-    "Updates to `share` of the way from cloning to the plateau, and the speed-up against `none`, with bootstrap intervals."
+    "Updates to `share` of the way from cloning to the plateau, and the speed-up against `none`, with bootstrap intervals; NaN without a level."
     from rlpapers.core.stats import bootstrap_interval
     variants, seeds, updates = list(dict.fromkeys(frame.variant)), sorted(frame.seed.unique()), np.sort(frame["update"].unique())
     wide = frame.set_index(["variant", "seed", "update"]).score.unstack("update")
@@ -60,21 +61,44 @@ def level_table(frame: pd.DataFrame, switch: int,  # last pre-training update
     alone = variants.index("actor-only" if "actor-only" in variants else "actor+critic")    # where cloning has got to at the switch
     top = [i for i, v in enumerate(variants) if v in ("none", "actor+critic")]
 
-    def read(draw):                                                                      # (reps, S) seeds -> level, updates, reached
+    def levels(draw):                                                                    # (reps, S) seeds -> mean curves, rise, level
         mean = scores[:, draw].mean(2).swapaxes(0, 1)                                    # (reps, V, U)
-        low, high = mean[:, alone, before], mean[:, top, -last:].mean(-1).max(1)
-        level = np.where(high > low, low + share * (high - low), np.nan)
-        trail = pd.DataFrame(mean.reshape(-1, len(updates)).T).rolling(window, min_periods=1).mean().T.to_numpy().reshape(mean.shape)
-        return level, *first_at(trail, np.repeat(level[:, None], len(variants), 1), updates)
+        clone = mean[:, alone, before]
+        rise = mean[:, top, -last:].mean(-1).max(1) - clone
+        untrained = mean[:, top, 0].max(1) if updates[0] == 0 else -np.inf
+        level = clone + share * rise
+        return mean, rise, np.where((rise > 0) & (level > untrained), level, np.nan)
 
-    def statistic(samples, axis=None):
-        _, at, _ = read(samples[..., 0].astype(int))
-        at = at.clip(1).astype(float)
-        return np.stack([at, at[:, [none]] / at], 1)                                     # (reps, 2, V)
-    level, at, reached = (x[0] for x in read(np.arange(len(seeds))[None]))
-    low, high = (np.broadcast_to(x, (2, len(variants))) for x in bootstrap_interval(np.arange(len(seeds)), statistic))
-    return pd.DataFrame(dict(variant=variants, share=share, level=level, updates=at, low=low[0], high=high[0], reached=reached,
-                             speedup=at[none] / at.clip(1), speedup_low=low[1], speedup_high=high[1]))
+    def times(mean, level):                                                              # (reps, V, U), (reps,) -> updates, reached
+        trail = pd.DataFrame(mean.reshape(-1, len(updates)).T).rolling(window, min_periods=1).mean().T.to_numpy().reshape(mean.shape)
+        return first_at(trail, np.repeat(level[:, None], len(variants), 1), updates)
+
+    def speeds(draw):                                                                    # (draws with a level, 3, V)
+        mean, _, level = levels(draw)
+        has = ~np.isnan(level)
+        at, reached = times(mean[has], level[has])
+        speedup = at[:, [none]] / at
+        least, most = np.where(reached, speedup, 0), np.where(reached[:, [none]], speedup, 1e9)    # 1e9: not bounded from above
+        least[:, none] = most[:, none] = 1
+        return np.stack([at, least, most], 1)
+
+    seen = np.arange(len(seeds))
+    interval = lambda statistic: bootstrap_interval(seen, lambda x, axis=None: statistic(x[..., 0].astype(int)))
+    without = []
+
+    def rises(draw):
+        _, rise, level = levels(draw)
+        without.append(np.isnan(level).mean())
+        return rise
+
+    rise_low, rise_high = interval(rises)
+    mean, rise, level = levels(seen[None])
+    if rise_low <= 0: level = np.full(1, np.nan)                                         # one seed has no interval: its rise alone decides
+    at, reached = (x[0] for x in times(mean, level))
+    low, high = (np.broadcast_to(x, (3, len(variants))) for x in (interval(speeds) if level == level else (np.nan, np.nan)))
+    return pd.DataFrame(dict(variant=variants, share=share, rise=rise[0], rise_low=rise_low, rise_high=rise_high, without=without[0], level=level[0],
+                             updates=at, low=low[0], high=high[0], reached=reached, speedup=at[none] / at,
+                             speedup_low=low[1], speedup_high=np.where(high[2] > 1e6, np.inf, high[2])))
 
 # %% ../../nbs/offline/08_curves.ipynb #a0ba0fc6
 def drop_after_switch(frame: pd.DataFrame, switch: int, within: int,  # updates after the switch
@@ -92,6 +116,33 @@ def late_dips(frame: pd.DataFrame, last: int = 5) -> pd.DataFrame:  # variant, s
     "Standard deviation and mean of each run's last evaluations: how restless training still is."
     wide = frame.pivot(index="update", columns=["variant", "seed"], values="score").tail(last)
     return pd.DataFrame(dict(std=wide.std(), final=wide.mean())).reset_index()
+
+# %% ../../nbs/offline/08_curves.ipynb #5a3c7e11
+def mean_scores(frame: pd.DataFrame, after: int = -1,  # only evaluations later than this update
+               ) -> pd.Series:                         # by variant and seed
+    "Each run's score averaged over its evaluations."
+    return frame[frame["update"] > after].groupby(["variant", "seed"], sort=False).score.mean()
+
+
+def score_gain(frame: pd.DataFrame, after: int = -1, better: str = "actor+critic", worse: str = "none",
+              ) -> tuple[float, float, float]:         # mean, low, high
+    "Averaged score of one variant minus that of another, paired by seed, with its bootstrap interval."
+    from rlpapers.core.stats import bootstrap_interval
+    mean = mean_scores(frame, after)
+    difference = mean[better] - mean[worse]
+    return float(difference.mean()), *map(float, bootstrap_interval(difference))
+
+
+def finding(low: float, high: float, at: float = 0.) -> bool | None:
+    "What an interval says about 'more than `at`': yes, no, or nothing."
+    return True if low > at else False if high < at else None
+
+
+def tally(found: dict[str, bool | None],  # name of a condition -> what was found
+         ) -> str:
+    "How many conditions hold, how many are contradicted, how many are left open."
+    held, open_ = sum(v is True for v in found.values()), sum(v is None for v in found.values())
+    return f"{held} of {len(found)} (contradicted {len(found) - held - open_}, inconclusive {open_})"
 
 # %% ../../nbs/offline/08_curves.ipynb #d5e616cb
 def panel(ax, frame: pd.DataFrame, config, title: str,   # config: updates and pretrain are used
@@ -122,11 +173,12 @@ def published_panel(ax, figure: str,       # its name in data/published/offline_
 
 
 def two_panels(frame: pd.DataFrame, config, figure: str, titles: tuple[str, str], pretrain: int = 10_000, colours: dict = COLOURS):
-    "Ours on the left, published on the right: (figure, numbers)."
+    "Ours on the left, published on the right, each with its own axes: (figure, numbers)."
     import matplotlib.pyplot as plt
-    fig, (left, right) = plt.subplots(1, 2, figsize=(7, 3.1), sharey=True)
+    fig, (left, right) = plt.subplots(1, 2, figsize=(7, 3.1))
     band = panel(left, frame, config, titles[0], colours=colours)
     paper = published_panel(right, figure, titles[1], pretrain, colours)
-    right.set_ylim(min(0, band.low.min()), None)
+    left.set_ylim(min(0, band.low.min()), None)
+    right.set_ylim(min(0, paper.score.min()), None)
     fig.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=6)
     return fig, pd.concat([band.assign(source="ours"), paper.assign(source="published")], ignore_index=True)
