@@ -9,7 +9,7 @@ from rlpapers.core.scale import UnknownField
 from rlpapers.offline import grids
 from rlpapers.offline.bc import BCConfig
 from rlpapers.offline.capture import captured_td3bc
-from rlpapers.offline.grids import EXPERIMENTS, MUJOCO, medium, plan, settings
+from rlpapers.offline.grids import EXPERIMENTS, MUJOCO, UnknownSetting, medium, plan, settings
 from rlpapers.offline.trainer import VARIANTS
 
 
@@ -59,6 +59,16 @@ def test_released_settings_of_single_data_sets():
 def test_seeds_can_be_chosen_and_unknown_fields_are_named():
     assert medium("laptop", 3)["Hopper"][1].seeds == (10, 11, 12)
     with pytest.raises(UnknownField, match="alpha"): settings("TD3+BC", "Hopper", "medium", "laptop", alhpa=3.)
+
+
+@pytest.mark.parametrize("call, wrong, right", [
+    (lambda: medium("laptop", 0, "TD3BC"), "algorithm='TD3BC'", "TD3+BC"),
+    (lambda: settings("TD3+BC", "Ant", "medium", "laptop"), "task='Ant'", "Hopper"),
+    (lambda: settings("TD3+BC", "hoper", "medium", "paper"), "task='hoper'", "Hopper"),
+    (lambda: settings("BC", "Door", "human", "laptop"), "laptop scale task='Door'", "Pen")])     # Adroit data that laptop lacks
+def test_names_without_settings_are_refused(call, wrong, right):
+    with pytest.raises(UnknownSetting) as e: call()
+    assert wrong in str(e.value) and right in str(e.value)
 
 
 def test_dry_run_counts_and_trains_nothing(monkeypatch):

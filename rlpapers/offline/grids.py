@@ -6,9 +6,9 @@
 __all__ = ['ALGORITHMS', 'ONLINE', 'MUJOCO', 'CLASSIC', 'ADROIT', 'FRESH', 'RELEASED', 'CURVES', 'SMALL', 'MUJOCO_LAPTOP',
            'CLASSIC_LAPTOP', 'LAPTOP', 'LAPTOP_EDAC', 'ALPHA', 'EDAC_MUJOCO', 'EDAC_CLASSIC', 'LENGTH', 'SMOKE', 'Grid',
            'LAYERNORM', 'PAIR', 'LAMBDAS', 'TAILS_SHOWN', 'LENGTHS', 'PASSES', 'EXPERIMENTS', 'released_value',
-           'paper_settings', 'dataset_name', 'settings', 'stack', 'medium', 'other_data', 'ablation_tasks', 'lambdas',
-           'lengths', 'tails', 'value_regularisation', 'limited', 'online', 'other_targets', 'train_grid', 'cost',
-           'plan', 'grid_table']
+           'paper_settings', 'dataset_name', 'UnknownSetting', 'known', 'settings', 'stack', 'medium', 'other_data',
+           'ablation_tasks', 'lambdas', 'lengths', 'tails', 'value_regularisation', 'limited', 'online',
+           'other_targets', 'train_grid', 'cost', 'plan', 'grid_table']
 
 # %% ../../nbs/offline/09_grids.ipynb #b56ffc44
 from dataclasses import replace
@@ -18,6 +18,7 @@ import pandas as pd
 
 from ..core.figures import published
 from ..core.grid import run_grid
+from ..core.paths import RLPapersError, suggest
 from ..core.scale import Scale, at_scale
 from .bc import BCConfig, train_bc
 from .capture import CAPTURED
@@ -96,11 +97,23 @@ def dataset_name(task: str, kind: str, scale: str) -> str:
     return f"offline/{task.lower()}/{kind}-v0"
 
 
-def settings(algorithm: str,   # a name of ALGORITHMS
-             task: str, kind: str, scale: str,
+class UnknownSetting(RLPapersError): "An algorithm or a task that no grid has settings for."
+
+
+def known(what: str, name: str, among: tuple[str, ...]) -> str:  # "algorithm", "TD3BC", names -> name
+    "The name, if it is one of these; raises `UnknownSetting`."
+    if name not in among: raise UnknownSetting(f"{what}={name!r}: the grids have no settings for it.{suggest(name, among)}")
+    return name
+
+
+def settings(algorithm: str,   # a name of ALGORITHMS, or online
+             task: str,        # of MUJOCO, CLASSIC or ADROIT
+             kind: str, scale: str,
              seeds: int = 0,   # how many; 0 = the scale's own
              **changes) -> OfflineConfig:
-    "Config of one stack; `changes` hold at every scale."
+    "Config of one stack; `changes` hold at every scale; raises `UnknownSetting`."
+    known("algorithm", algorithm, tuple(ALGORITHMS | ONLINE)), known("task", task, MUJOCO + CLASSIC + ADROIT)
+    if Scale(scale) is Scale.laptop: known(f"At {Scale.laptop.value} scale task", task, tuple(LAPTOP))      # else a laptop would get paper-size defaults
     make, family = (ALGORITHMS | ONLINE)[algorithm][0], "EDAC" if "EDAC" in algorithm else "TD3+BC"
     common = dict(dataset=dataset_name(task, kind, scale)) | changes
     alpha = {"alpha": ALPHA.get(task, 1.)} if algorithm in ("TD3+BC", "TD3+BC+CQL", "online") else {}
@@ -119,7 +132,7 @@ LENGTHS = (125, 500, 1000)
 
 
 def stack(algorithm: str, task: str, kind: str, scale: str, seeds: int = 0, **changes) -> tuple:
-    "Training function and config of one run; on a GPU, updates are captured."
+    "Training function and config of one run; on a GPU, updates are captured; raises `UnknownSetting`."
     c = settings(algorithm, task, kind, scale, seeds, **changes)
     fn = (ALGORITHMS | ONLINE)[algorithm][1]
     return CAPTURED.get(type(c), fn) if c.device == "cuda" else fn, c
