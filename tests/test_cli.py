@@ -1,9 +1,10 @@
 """The command line: stable JSON, suggestions, exit status, and sentences instead of tracebacks."""
-import json, subprocess, sys
+import json, re, subprocess, sys
 
 import pytest
 from typer.testing import CliRunner
 
+from rlpapers.core.claims import papers
 from rlpapers.core.cli import app, experiment_notebooks
 
 
@@ -85,6 +86,10 @@ def test_promote_keeps_what_is_good(monkeypatch, tmp_path):
     assert result.exit_code != 0 and "--out" in str(result.exception) and read_run(unused.folder)
     claims.put_row(tmp_path/"figures"/"manifest.json", dict(paper="core", id="Z", scale="smoke", run_keys=[shipped.key]), ("paper", "id", "scale"))
     claims.put_row(tmp_path/"figures"/"claims.json", dict(paper="core", claim="C", scale="smoke", run_keys=[new.key]), ("paper", "claim", "scale"))
+    claims.put_row(tmp_path/"elsewhere"/"manifest.json", dict(paper="core", id="Z", scale="smoke", run_keys=[new.key]), ("paper", "id", "scale"))
+    assert call("promote", "--out", "elsewhere").exit_code == 0 and read_run(unused.folder) and read_run(shipped.folder)     # another folder adds, and drops nothing
+    claims.put_row(tmp_path/"other"/"manifest.json", dict(paper="toy", id="Z", scale="smoke", run_keys=["0"]), ("paper", "id", "scale"))
+    assert "--out" in str(call("promote", "--out", "other").exception)                                                       # of another paper only
     assert call("promote").exit_code == 0
     kept = {p.parent.name: js.loads(p.read_text()) for p in Paths(tmp_path).record.glob("*/*/*/run.json")}
     assert set(kept) == {shipped.key, new.key} and kept[shipped.key]["code_hash"] == shipped.info["code_hash"]
@@ -106,3 +111,22 @@ def test_dry_run_plans_every_paper():
     assert result.exit_code == 0, result.output
     assert all(name in result.output for name in ("11_medium_curves", "13_dream_agent", "11_mazes"))
     assert "core-hours" in result.output and "--engine ray" in result.output
+    again = call("reproduce", "poem", "--scale", "smoke", "--dry-run", "--fresh", "--seeds", "1").output
+    runs, rows = re.search(r"(\d+) of (\d+) runs to train", again).groups()
+    assert runs == rows != "0" and "--rerun all --seeds 1" in again
+
+
+@pytest.mark.parametrize("option, value", [("--seeds", "-3"), ("--timeout", "-4"), ("--jobs", "0")])
+def test_numbers_out_of_range_are_usage_errors(option, value):
+    assert call("reproduce", "offline", "--dry-run", option, value).exit_code == 2
+
+
+def test_out_is_a_folder():
+    assert "README.md is a file" in str(call("list", "--out", "README.md").exception)
+
+
+@pytest.mark.parametrize("path", experiment_notebooks(papers()), ids=lambda p: f"{p.parent.name}-{p.stem}")
+def test_papermill_sees_every_parameter(path, capsys):
+    "What `papermill --help-notebook` lists; an apostrophe in a comment hides its parameter."
+    from papermill import inspect_notebook
+    assert set(inspect_notebook(str(path))) == {"scale", "out", "engine", "rerun", "seeds"}

@@ -93,6 +93,7 @@ def test_the_real_view_keeps_its_game_when_the_dream_ends():
 def test_wrong_sessions_are_named(world, wrong, word):
     with pytest.raises(BadSession, match=word): Session(world, **wrong)
     with pytest.raises(BadSession, match="has 3"): Session(world).step(7)
+    with pytest.raises(BadSession, match="ends in .gif"): write_gif(Session(world), "dream.mp4")
 
 # ---- GIF, window, command
 
@@ -140,6 +141,9 @@ def test_command_knows_what_can_be_played(tmp_path):
     assert call("dimaond").exit_code == 2 and "diamond" in call("dimaond").output
     assert call("offline").exit_code == 2 and "nothing to play in 'offline'" in call("offline").output
     assert call("diamond", "--veiw", "dream").exit_code == 2
+    for wrong in (["--frames", "0"], ["--fps", "-5"], ["--steps", "1000"], ["--gif", str(tmp_path)], ["--gif", "dream.mp4"], ["--weights", "nofile.pt"], ["--weights", __file__]):
+        assert call("diamond", *wrong).exit_code == 2, wrong
+    assert "Did you mean 'PixelCatch'" in str(call("diamond", "--game", "Pixelcatch").exception)
     with pytest.raises(NothingToPlay, match="rlpapers reproduce diamond"): recorded_world("PixelCatch", (tmp_path,))
 
 # ---- where worlds come from

@@ -86,12 +86,14 @@ def judge(conditions: dict[str, bool] | None, # name of a part of the claim -> d
 # %% ../../nbs/core/07_claims.ipynb #b20ee9a9
 def out_folder(out: str | Path = "figures", # relative to the project root, whatever the working directory
               ) -> Path:
-    "Where figures, tables, the manifest and the ledger go."
-    return Path(out) if Path(out).is_absolute() else project_root()/out
+    "Where figures, tables, the manifest and the ledger go; raises `RLPapersError`."
+    folder = project_root()/out      # an absolute `out` stays itself
+    if file := next((p for p in (folder, *folder.parents) if p.is_file()), None): raise RLPapersError(f"out={str(out)!r}: {file} is a file. Name a folder.")
+    return folder
 
 def read_rows(path: Path) -> list[dict]:
     "Rows of a ledger or manifest, [] where there is none yet; raises `RLPapersError` for a damaged file."
-    try: return json.loads(path.read_text())["rows"] if path.exists() else []
+    try: return [row for row in json.loads(path.read_text())["rows"] if row["paper"] and Scale(row["scale"])] if path.exists() else []
     except (ValueError, KeyError, TypeError) as e:
         raise RLPapersError(f"{path} is not a file of ours ({e}). Restore it with git, or delete it and regenerate.") from e
 

@@ -60,29 +60,30 @@ def experiment_notebooks(names: list[str], scale: str = "") -> list[Path]:
     def scales(path): return {s for item in inventory(path.parent.name) if item.notebook.endswith(path.name) for s in item.scales}
     return [path for name in names for path in sorted((project_paths().nbs/name).glob("1[0-9]_*.ipynb")) if not scale or scale in (scales(path) or {scale})]
 
-def _plan(names: list[str], scale: Scale, seeds: int) -> None:
-    "Print the runs of each paper's `grids.plan`, their totals, and how to train them on a Ray cluster."
+def _plan(names: list[str], scale: Scale, seeds: int, rerun: str) -> None:
+    "Print the runs of each paper's `grids.plan`, their totals under a rerun rule, and how to train them on a Ray cluster."
+    from rlpapers.core.grid import RERUN
     rows = [row for n in names if (project_paths().root/"rlpapers"/n/"grids.py").exists() for row in importlib.import_module(f"rlpapers.{n}.grids").plan(scale.value, seeds)]
     _show(rows, ["notebook", "run", "stack", "updates", "hours", "evaluation", "state"])
-    runs, updates, hours, evaluation = (sum(r[k] for r in rows if r["state"] != "recorded") for k in ("count", "updates", "hours", "evaluation"))
+    runs, updates, hours, evaluation = (sum(r[k] for r in rows if r["state"] in ("to train", "stale", "recorded")[:1 + list(RERUN).index(rerun)]) for k in ("count", "updates", "hours", "evaluation"))
     typer.echo(f"\n{runs} of {len(rows)} runs to train: {updates:,} stacked updates, about {hours:,.0f} {'GPU' if scale is Scale.paper else 'core'}-hours and "
-               f"{evaluation:,.0f} core-hours of evaluation.\nOn a Ray cluster: rlpapers reproduce {' '.join(names)} --scale {scale} --engine ray")
+               f"{evaluation:,.0f} core-hours of evaluation.\nOn a Ray cluster: rlpapers reproduce {' '.join(names)} --scale {scale} --engine ray{f' --rerun {rerun}' * (rerun != 'missing')}{f' --seeds {seeds}' * (seeds > 0)}")
 
 @app.command()
 def reproduce(names: Papers = None, scale: ScaleOption = Scale.laptop,
               engine: Annotated[str, typer.Option(help="here, local, ray (a running cluster) or ray:<address>.")] = "local",
               rerun: Annotated[str, typer.Option(help="Train again what is `missing`, also what is `stale`, or `all`.")] = "missing",
               fresh: Annotated[bool, typer.Option("--fresh", help="The same as --rerun all.")] = False,
-              seeds: Annotated[int, typer.Option(help="Number of seeds; 0 takes the scale's own.")] = 0,
+              seeds: Annotated[int, typer.Option(min=0, help="Number of seeds; 0 takes the scale's own.")] = 0,
               dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be trained, what it costs, and the command for a cluster.")] = False,
               jobs: Annotated[int, typer.Option(min=1, help="Notebooks at once; each trains its runs on all cores.")] = 1, out: Out = "figures",
-              timeout: Annotated[float, typer.Option(help="Seconds for one notebook.")] = 7 * 24 * 3600) -> None:
+              timeout: Annotated[float, typer.Option(min=1, help="Seconds for one notebook.")] = 7 * 24 * 3600) -> None:
     "Regenerate every figure and table through papermill. Recorded runs are reused; a notebook that fails does not stop the others."
     from rlpapers.core.grid import ENGINES, RERUN
     from rlpapers.core.notebooks import run_notebooks
     for value, known in ((engine.partition(":")[0], ENGINES), (rerun, RERUN)):
         if value not in known: raise typer.BadParameter(f"no {value!r}.{suggest(value, known)}")
-    if dry_run: return _plan(names, scale, seeds)
+    if dry_run: return _plan(names, scale, seeds, "all" if fresh else rerun)
     if not (paths := experiment_notebooks(names, scale.value)): return typer.echo(f"No experiment notebooks yet for {', '.join(names)} at {scale} scale.")
     typer.echo(f"{len(paths)} notebooks at {scale} scale{f' ({left} more have nothing to show at it)' if (left := len(experiment_notebooks(names)) - len(paths)) else ''}; executed copies go to {project_paths().runs.name}/notebooks/{scale}/")
     def tell(r): typer.echo(f"  {'ok    ' if r.ok else 'FAILED'} {r.seconds:6.1f} s  {r.notebook}" + ("" if r.ok else f"\n         {r.status}: {r.message}\n         {r.output or ''}"))
@@ -112,11 +113,12 @@ def audit(names: Papers = None, number: Annotated[int, typer.Option("-n", min=1,
 
 @app.command()
 def promote(names: Papers = None, out: Out = "figures") -> None:
-    "Copy the runs behind the current figures into data/record/, which git tracks; drop recorded runs that no figure uses."
-    if not (used := {key for file in ("manifest.json", "claims.json") for row in read_rows(out_folder(out)/file) for key in row["run_keys"]}): raise RLPapersError(f"No figure in {out_folder(out)} comes from a run. Is --out right? Run `rlpapers reproduce` first.")
-    mine = lambda root: [run for run in recorded_runs(root) if run.folder.parent.parent.name in names]
+    "Copy the runs behind the figures of --out into data/record/, which git tracks; drop recorded runs that no figure in figures/ uses."
+    used = {key: row["paper"] for file in ("manifest.json", "claims.json") for row in read_rows(out_folder(out)/file) for key in row["run_keys"]}
+    if not (shown := {*names} & {*used.values()}): raise RLPapersError(f"No figure in {out_folder(out)} comes from a run. Is --out right? Run `rlpapers reproduce` first.")
+    mine = lambda root: [run for run in recorded_runs(root) if run.folder.parent.parent.name in shown]     # a paper without figures there keeps its record
     for run in (r for r in mine(project_paths().runs) if r.key in used and r.status == "fresh"): typer.echo(f"recorded {copy_run(run).folder.relative_to(project_paths().root)}")
-    for run in mine(project_paths().record):
+    for run in mine(project_paths().record) if out == "figures" else ():
         if run.key not in used: shutil.rmtree(run.folder); typer.echo(f"dropped {run.key}")
 
 # %% ../../nbs/core/21_cli.ipynb #d905dd9c

@@ -21,6 +21,7 @@ from ..core.paths import RLPapersError, project_paths, suggest
 from ..core.record import read_run
 from ..core.rng import derive_seed, torch_generator
 from .agent import ActorCritic
+from .atari import GAMES_100K
 from .dream import DreamEnv, draw
 from .edm import EDM, NoiseConfig, from_bytes, to_bytes
 from .gameplay import DataConfig, make_game
@@ -193,9 +194,11 @@ def write_gif(session: Session, path: Path | str,
               fps: float = 10.,
               policy: Callable[[Session], int] | None = None,   # who plays where the session's pilot is human
              ) -> Path:
-    "Play, and keep what was shown as a GIF."
+    "Play, and keep what was shown as a GIF. Raises `BadSession`."
     from PIL import Image, ImageDraw
-    images = []
+    path, images = Path(path), []
+    if frames < 1 or fps <= 0 or path.suffix.lower() != ".gif": raise BadSession(f"frames={frames}, fps={fps}, path={str(path)!r}: a GIF has a frame at least, a positive rate, and a name that ends in .gif.")
+    path.parent.mkdir(parents=True, exist_ok=True)
     for _ in range(frames):
         session.step(policy(session) if policy else None)
         shown = picture(session)
@@ -203,8 +206,6 @@ def write_gif(session: Session, path: Path | str,
         image.paste(Image.fromarray(shown))
         ImageDraw.Draw(image).text((4, shown.shape[0] + 4), f"{' / '.join(session.visible())}   {session.status()}", fill=(220, 220, 220))
         images.append(image.quantize(64))
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     images[0].save(path, save_all=True, append_images=images[1:], duration=round(1000 / fps), loop=0)
     return path
 
@@ -274,7 +275,13 @@ def parse(args: list[str]) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of game and dream")
     parser.add_argument("--pilot", choices=PILOTS, default=None, help="who plays; in a window human, in a GIF the agent if not given")
     parser.add_argument("--view", choices=VIEWS, default="both", help="what is shown")
-    return parser.parse_args(args)
+    c = parser.parse_args(args)
+    if c.weights and not Path(c.weights).is_file(): parser.error(f"--weights {c.weights}: no such file")
+    if c.weights and c.game in GAMES: parser.error("--weights is of a released agent: name its Atari game with --game")
+    if c.frames < 1 or not 0 < c.fps <= 100: parser.error("--frames is at least 1, --fps above 0 and at most 100")
+    if c.steps is not None and not 0 < c.steps <= 100: parser.error("--steps is between 1 and 100")
+    if c.gif and (Path(c.gif).suffix.lower() != ".gif" or Path(c.gif).is_dir()): parser.error(f"--gif {c.gif}: name a file that ends in .gif")
+    return c
 
 def world_of(game: str, weights: str = "") -> World:
     "A recorded run's networks, or the released ones of an Atari game. Raises `NothingToPlay` and what the loaders raise."
@@ -282,6 +289,7 @@ def world_of(game: str, weights: str = "") -> World:
     try: return recorded_world(game)
     except NothingToPlay:
         if game in GAMES: raise
+        if game not in GAMES_100K: raise NothingToPlay(f"game={game!r} was neither recorded nor released.{suggest(game, (*GAMES, *GAMES_100K))}") from None
         return released_world(game)
 
 def main(args: list[str] = ()) -> None:
