@@ -107,13 +107,18 @@ def test_two_processes_draw_the_same_bytes(shelf, tmp_path):
 def test_eight_processes_lose_no_row(tmp_path):
     code = ("import sys; from pathlib import Path; from rlpapers.core.claims import put_row\n"
             "for i in range(10):\n"
-            "    for f in ('manifest.json', 'claims.json'): put_row(Path(sys.argv[1])/f, {'id': f'{sys.argv[2]}-{i}', 'by': int(sys.argv[2])}, ('id',))\n"
-            "    put_row(Path(sys.argv[1])/'claims.json', {'id': 'shared', 'by': int(sys.argv[2])}, ('id',))")
+            "    for f in ('manifest.json', 'claims.json'): put_row(Path(sys.argv[1])/f, {'paper': 'toy', 'scale': 'smoke', 'id': f'{sys.argv[2]}-{i}', 'by': int(sys.argv[2])}, ('id',))\n"
+            "    put_row(Path(sys.argv[1])/'claims.json', {'paper': 'toy', 'scale': 'smoke', 'id': 'shared', 'by': int(sys.argv[2])}, ('id',))")
     for p in [python(code, tmp_path, n) for n in range(8)]: finish(p)
     for name, extra in (("manifest.json", 0), ("claims.json", 1)):
         ids = [r["id"] for r in claims.read_rows(tmp_path/name)]
         assert len(ids) == 80 + extra == len(set(ids)) and ids == sorted(ids)
     assert not list(tmp_path.glob("*.tmp")) and not list(tmp_path.glob(".*.tmp"))
+
+@pytest.mark.parametrize("rows", ['{"a": 1}', '[{"paper": "offline"}]', '[{"paper": "offline", "scale": "huge"}]', "3"])
+def test_damaged_rows_are_typed_errors(tmp_path, rows):
+    (tmp_path/"claims.json").write_text('{"version": 1, "rows": %s}' % rows)
+    with pytest.raises(RLPapersError, match="not a file of ours|Unknown scale 'huge'"): claims.read_rows(tmp_path/"claims.json")
 
 # ---------------------------------------------------------------- names
 def test_papers_are_listed_without_heavy_imports(shelf):

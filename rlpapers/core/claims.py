@@ -9,7 +9,7 @@ __all__ = ['VERDICTS', 'LOOKS', 'UnknownPaper', 'UnknownId', 'BadItem', 'BadVerd
 # %% ../../nbs/core/07_claims.ipynb #c3d7c4a7
 import ast, html, importlib, json, re
 from dataclasses import dataclass
-from functools import wraps
+from functools import lru_cache, wraps
 from pathlib import Path
 from typing import Callable, Iterable
 import rlpapers
@@ -144,13 +144,13 @@ def _checked(result, paper: str, id: str) -> tuple[str, str]:
 def ledger(out: str | Path = "figures") -> list[dict]: # fields paper, claim, statement, verdict, scale, evidence
     "Every claim of every paper with its verdicts, including those that nothing has judged yet."
     from rlpapers.core.record import code_hash
-    judged, order = {}, [s.value for s in Scale]
+    now, judged, order = lru_cache(maxsize=None)(code_hash), {}, [s.value for s in Scale]      # each function is hashed once
     for r in read_rows(out_folder(out)/"claims.json"): judged.setdefault((r["paper"], r["claim"]), []).append(r)
     rows = []
     for paper in papers():
         for c in claims_of(paper):
             found = sorted(judged.get((paper, c.id), []), key=lambda r: order.index(r["scale"]))
             for r in found or [dict(verdict=VERDICTS[3], scale="", evidence="No notebook has judged this claim yet.")]:
-                if any(code_hash(function) != then for function, then in r.get("code_hash", {}).items()): r["evidence"] = f"[stale: the code changed since] {r['evidence']}"
+                if any(now(function) != then for function, then in r.get("code_hash", {}).items()): r["evidence"] = f"[stale: the code changed since] {r['evidence']}"
                 rows.append(dict(paper=paper, claim=c.id, statement=c.statement, verdict=r["verdict"], scale=r["scale"], evidence=r["evidence"]))
     return rows

@@ -8,7 +8,7 @@ __all__ = ['COLUMN', 'PALETTE', 'STYLE', 'use_style', 'MissingPublished', 'publi
 
 # %% ../../nbs/core/08_figures.ipynb #0ce0050c
 import hashlib, re
-from functools import wraps
+from functools import lru_cache, wraps
 from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Callable, Iterable
@@ -194,26 +194,25 @@ def table(paper: str, id: str) -> Callable:
 
 # %% ../../nbs/core/08_figures.ipynb #8263721f
 def _row_status(out: Path, row: dict) -> str:
-    "regenerated, stale, or what is wrong with the files."
+    "regenerated, stale (made from stale runs), or what is wrong with the files."
     if missing := [n for n in row["files"] if not (out/n).is_file()]: return f"missing files: {', '.join(missing)}"
     changed = [n for n, digest in row["files"].items() if hashlib.sha256((out/n).read_bytes()).hexdigest() != digest]
     if changed: return f"changed files: {', '.join(changed)}"
-    return "stale" if row["stale"] or _code_changed(row["code_hash"]) else "regenerated"
-
-def _code_changed(hashes: dict[str, str]) -> bool: # training function -> its code hash when it ran
-    from rlpapers.core.record import code_hash
-    return any(code_hash(function) != then for function, then in hashes.items())
+    return "stale" if row["stale"] else "regenerated"
 
 def status(out: str | Path = "figures", paper: str = "") -> list[dict]: # fields paper, id, title, kind, notebook, scale, status, files
     "Every item of the inventories: regenerated, stale, missing or changed files, not regenerated, needs paper scale, planned."
-    made, order, rows = {}, [s.value for s in Scale], []
+    from rlpapers.core.record import code_hash
+    now, made, order, rows = lru_cache(maxsize=None)(code_hash), {}, [s.value for s in Scale], []        # each function is hashed once
     for r in read_rows(out_folder(out)/"manifest.json"): made.setdefault((r["paper"], r["id"]), {})[r["scale"]] = r
     for name in [paper] if paper else papers():
         for item in inventory(name):
             common = dict(paper=name, id=item.id, title=item.title, kind=item.kind, notebook=item.notebook)
             found = made.get((name, item.id), {})
             for s in sorted(found, key=order.index):
-                rows.append(common | dict(scale=s, status=_row_status(out_folder(out), found[s]), files=sorted(found[s]["files"])))
+                state = _row_status(out_folder(out), found[s])
+                if state == "regenerated" and any(now(function) != then for function, then in found[s]["code_hash"].items()): state = "stale"     # the code changed since
+                rows.append(common | dict(scale=s, status=state, files=sorted(found[s]["files"])))
             reason = "needs paper scale" if item.scales == ("paper",) else "planned" if not item.notebook else "not regenerated"
             if not found: rows.append(common | dict(scale="", status=reason, files=[]))
     return rows
