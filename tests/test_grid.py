@@ -1,12 +1,15 @@
 """Grids on bad days: dead workers, interrupted and killed drivers, two drivers, a lost cluster node."""
 import json, os, signal, subprocess, sys, textwrap, time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 import toy
+from rlpapers.core.datasets import SEAL
 from rlpapers.core.grid import GridError, Job, Runs, audit_run, product, run_grid, train_one
+from rlpapers.core.paths import Paths
 from rlpapers.core.record import LineConfig, RunOutput, Work, find_run, fit_line, write_run
 
 HERE = Path(__file__).parent
@@ -160,6 +163,26 @@ def test_audit_finds_a_changed_number(tmp_path):
     assert audit_run(forge(run.metrics, other, elsewhere), "here").verdict == "differs"
     for nonsense in (run.metrics.assign(slope=123.), run.metrics.head(3), run.metrics.iloc[:0], run.metrics.assign(slope=float("nan")), run.metrics.astype({"seed": str})):
         assert audit_run(forge(nonsense, where=elsewhere), "here").verdict == "differs"            # but nothing else
+
+
+@dataclass(frozen=True)
+class OnData(LineConfig):
+    "A fit that claims to read a data set."
+    def inputs(self): return {"toy/line-v0": "wanted"}
+
+
+def fit_on_data(config: OnData, work: Work) -> RunOutput: return fit_line(config, work)
+
+
+def test_audit_on_data_that_came_out_otherwise_proves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr("rlpapers.core.grid.project_paths", lambda: Paths(tmp_path))
+    run = train_one(Job(fit_on_data, OnData(steps=30), tmp_path))
+    forged = write_run(tmp_path, fit_on_data, OnData(steps=30), RunOutput(run.metrics.assign(slope=123.), run.tensors), 1.)
+    seal = tmp_path/"runs"/"datasets"/"toy"/"line-v0"/SEAL
+    seal.parent.mkdir(parents=True)
+    for checksum, verdict in (("wanted", "differs"), ("another", "not comparable")):
+        seal.write_text(json.dumps(dict(checksum=checksum, wanted="wanted")))
+        assert audit_run(forged, "here").verdict == verdict
 
 
 def test_interrupted_rerun_of_a_stale_run_resumes(tmp_path):

@@ -62,10 +62,9 @@ def experiment_notebooks(names: list[str], scale: str = "") -> list[Path]:
 
 def _plan(names: list[str], scale: Scale, seeds: int, rerun: str) -> None:
     "Print the runs of each paper's `grids.plan`, their totals under a rerun rule, and how to train them on a Ray cluster."
-    from rlpapers.core.grid import RERUN
     rows = [row for n in names if (project_paths().root/"rlpapers"/n/"grids.py").exists() for row in importlib.import_module(f"rlpapers.{n}.grids").plan(scale.value, seeds)]
     _show(rows, ["notebook", "run", "stack", "updates", "hours", "evaluation", "state"])
-    runs, updates, hours, evaluation = (sum(r[k] for r in rows if r["state"] in ("to train", "stale", "recorded")[:1 + list(RERUN).index(rerun)]) for k in ("count", "updates", "hours", "evaluation"))
+    runs, updates, hours, evaluation = (sum(r[k] for r in rows if r["state"] in ("to train", "stale", "recorded")[:1 + ("missing", "stale", "all").index(rerun)]) for k in ("count", "updates", "hours", "evaluation"))
     typer.echo(f"\n{runs} of {len(rows)} runs to train: {updates:,} stacked updates, about {hours:,.0f} {'GPU' if scale is Scale.paper else 'core'}-hours and "
                f"{evaluation:,.0f} core-hours of evaluation.\nOn a Ray cluster: rlpapers reproduce {' '.join(names)} --scale {scale} --engine ray{f' --rerun {rerun}' * (rerun != 'missing')}{f' --seeds {seeds}' * (seeds > 0)}")
 

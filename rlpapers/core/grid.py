@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any, Callable, Iterator
 import numpy as np
 import pandas as pd
+from .datasets import SEAL
 from .paths import RLPapersError, atomic_write, file_lock, project_paths, suggest
-from .record import Run, Work, code_hash, config_object, config_values, find_run, function_name, load_function, machine, run_folder, run_key, write_run
+from .record import Run, Work, code_hash, config_inputs, config_object, config_values, find_run, function_name, load_function, machine, run_folder, run_key, write_run
 from .scale import UnknownField
 
 class GridError(RLPapersError): "Some runs of a grid failed; the others are recorded."
@@ -299,4 +300,6 @@ def audit_run(run: Run, engine: str = "local") -> Audit:
         then, now = ((i["machine"]["cpu"], *map(i["packages"].get, ("torch", "numpy"))) for i in (run.info, again.info))
     if again.key != run.key: detail += "; its data set has another checksum now"
     if verdict == "drifted": verdict, detail = "differs" if then == now else "not comparable", f"{detail}; recorded on {then}, now {now}"
+    seals = [json.loads(path.read_text()) for name in config_inputs(run.config) if (path := project_paths().datasets/name/SEAL).exists()]
+    if verdict in ("close", "differs") and any(s["checksum"] != s["wanted"] for s in seals): verdict, detail = "not comparable", f"{detail}; on this machine its data set came out otherwise"
     return Audit(run, verdict, detail, time.perf_counter() - start)

@@ -84,9 +84,8 @@ def crossed_interval(scores,                 # (seeds, episodes), the same episo
     "Bootstrap interval of the mean, seeds and episodes both redrawn; raises `StatsError`."
     a, rng = as_scores(scores), np.random.default_rng(seed)
     rows, columns = (rng.multinomial(n, np.full(n, 1 / n), size=reps) / n for n in a.shape)
-    n, tail = len(a), (1 - level) / 2
-    if n > 1: rows = 1 / n + (rows - 1 / n) * (n / (n - 1)) ** .5
-    return tuple(np.quantile((rows @ a * columns).sum(1), [tail, 1 - tail]))
+    if (n := len(a)) > 1: rows = 1 / n + (rows - 1 / n) * (n / (n - 1)) ** .5
+    return tuple(np.quantile((rows @ a * columns).sum(1), [(1 - level) / 2, 1 - (1 - level) / 2]))
 
 # %% ../../nbs/core/06_stats.ipynb #20ea711b
 def curve_band(frame: "pd.DataFrame",                       # one row for each seed and x
