@@ -223,7 +223,7 @@ train = Path(sys.argv[1])/"toy"/"train.py"
 text = train.read_text()
 for old, new in (("", ""), ("Nothing is learnt.", "Another docstring."), ("1.5", "1.6"), ("train_toy", "renamed")):
     train.write_text(text.replace(old, new) if old else text)
-    record._definitions.cache_clear()
+    record._definitions.cache_clear(), record.code_hash.cache_clear()
     if new == "renamed": del sys.modules["rlpapers.toy.train"]
     print({r["status"] for r in status(out, "toy") if r["id"] in ("F1", "T1")})
 """

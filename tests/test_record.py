@@ -22,7 +22,7 @@ def package(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     def hash_now():
         for name in [m for m in sys.modules if m.startswith("toypkg")]: del sys.modules[name]
-        record._definitions.cache_clear()
+        record._definitions.cache_clear(), record.code_hash.cache_clear()
         importlib.invalidate_caches()
         return code_hash(importlib.import_module("toypkg.train").train)
     def edit(name, old, new):

@@ -10,7 +10,7 @@ __all__ = ['PACKAGES', 'NotExported', 'CorruptRun', 'RunOutput', 'Work', 'LineCo
 
 # %% ../../nbs/core/04_record.ipynb #e6cce8ad
 import ast, hashlib, importlib, inspect, io, json, platform, re, time
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from functools import cached_property, lru_cache
 from importlib import metadata
 from importlib.util import find_spec, resolve_name
@@ -95,10 +95,12 @@ def load_function(name: str) -> Callable:
 
 class BadConfig(RLPapersError): "A config whose values do not fit its annotations."
 
+_adapter = lru_cache(maxsize=None)(lambda kind: importlib.import_module("pydantic").TypeAdapter(kind))   # making one takes milliseconds
+
 def _typed(kind: type, values: dict) -> Any:
     "An instance of the dataclass `kind`, each value converted to the type of its field; raises `BadConfig`."
-    from pydantic import TypeAdapter, ValidationError
-    try: return TypeAdapter(kind).validate_python(values)
+    from pydantic import ValidationError
+    try: return _adapter(kind).validate_python(values)
     except ValidationError as e:
         raise BadConfig(f"{kind.__name__}: " + "; ".join(f"{'.'.join(map(str, x['loc']))}: {x['msg']}, got {x['input']!r}" for x in e.errors())) from e
 
@@ -176,6 +178,7 @@ def reached_definitions(module: str, name: str) -> dict[tuple[str, str], list]:
         todo += [(m, n) for m, n in named if m.partition(".")[0] in (ours, "rlpapers")]
     return reached
 
+@lru_cache(maxsize=None)
 def code_hash(fn: Callable | str) -> str:
     "16 hexadecimal digits over every definition that `fn`, or the function of that `function_name`, reaches; empty if it is gone."
     reached = reached_definitions(*(fn if isinstance(fn, str) else function_name(fn)).split(":"))
@@ -236,11 +239,12 @@ def run_folder(root: Path, function: str, key: str) -> Path:
     return Path(root)/(module.split(".")[1] if "." in module else module)/name/key
 
 def read_run(folder: Path) -> Run | None:
-    "The run in a folder, None if it has no run.json; raises `CorruptRun` if that cannot be read."
+    "The run in a folder, None if it has no run.json; raises `CorruptRun` if that is not whole."
     path = Path(folder)/"run.json"
     try: info = json.loads(path.read_text())
     except FileNotFoundError: return None
     except ValueError as e: raise CorruptRun(f"{path} is not JSON ({e}). Delete the folder and run again.") from e
+    if lost := {"key", "function", "config", "code_hash", "files"}.difference(info if isinstance(info, dict) else ()): raise CorruptRun(f"{path} lacks {', '.join(sorted(lost))}. Delete the folder and run again.")
     return Run(Path(folder), info)
 
 def write_run(root: Path, fn: Callable, config: Any, output: RunOutput,
@@ -273,19 +277,16 @@ def find_run(fn: Callable, config: Any,
              roots: tuple[Path, ...] | None = None,  # default: runs/, then data/record/
             ) -> Run | None:
     "The recorded run of `fn` with `config`, marked fresh or stale; None where it is missing."
-    roots = roots or (project_paths().runs, project_paths().record)
     function, key, now = function_name(fn), run_key(fn, config), code_hash(fn)
-    found = [run for root in roots if (run := read_run(run_folder(root, function, key)))]
+    found = [run for root in roots or (project_paths().runs, project_paths().record) if (run := read_run(run_folder(root, function, key)))]
     fresh = [run for run in found if run.info["code_hash"] == now]
     return fresh[0] if fresh else Run(found[0].folder, found[0].info, "stale") if found else None
 
 def recorded_runs(root: Path) -> Iterator[Run]:
     "Every run under `root`, fresh or stale by today's code (a function that is gone counts as stale); raises `CorruptRun`."
-    now = lru_cache(maxsize=None)(code_hash)   # once for each function
     for path in sorted(Path(root).glob("*/*/*/run.json")):
-        info = read_run(path.parent).info
-        if lost := {"key", "function", "config", "code_hash", "files"}.difference(info): raise CorruptRun(f"{path} lacks {', '.join(sorted(lost))}. Delete the folder and run again.")
-        yield Run(path.parent, info, "fresh" if info["code_hash"] == now(info["function"]) else "stale")
+        run = read_run(path.parent)
+        yield replace(run, status="fresh" if run.info["code_hash"] == code_hash(run.info["function"]) else "stale")
 
 def promote(run: Run,                    # a local run worth shipping
             record: Path | None = None,  # default: data/record/

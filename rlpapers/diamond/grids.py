@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Grid', 'SEEDS', 'SMALL', 'NARROW', 'MIDDLE', 'TINY', 'CATCH', 'DRIFT', 'RACE', 'WORLD_SCALES', 'KINDS', 'TEN',
            'TOKEN_SCALES', 'EXPERIMENTS', 'seeds_of', 'world_run', 'drift_games', 'drift', 'multimodal', 'catch_loop',
-           'arcade_loop', 'agent_loops', 'tokens', 'forward_flops', 'work_of', 'train_all', 'plan']
+           'arcade_loop', 'agent_loops', 'tokens', 'first_person', 'forward_flops', 'work_of', 'train_all', 'plan']
 
 # %% ../../nbs/diamond/07_grids.ipynb #34ebf1ef
 from dataclasses import replace
@@ -23,6 +23,7 @@ from .gameplay import DataConfig
 from .reward import RewardConfig
 from .tokens import TokenRun, train_tokens
 from .training import LoopRun, schedule, train_loop
+from .two_stages import StageRun, stage_run, train_stage
 from .unet import InnerModel, UNetConfig
 from .world import MATCHED, RELEASED, WorldRun, train_world
 
@@ -135,6 +136,13 @@ def tokens(scale: str, seeds: int = 0) -> Grid:
     edm = {n: r for n, r in drift(scale, seeds).items() if "EDM" in n and n.startswith(("PixelCatch", "Breakout"))}
     return own | edm
 
+# %% ../../nbs/diamond/07_grids.ipynb #c2f0a6d2
+def first_person(scale: str, seeds: int = 0) -> Grid:
+    "The stand-in for CS:GO and driving: stacked frames against cross-attention, and an upsampler."
+    count = seeds or {Scale.smoke: 1, Scale.laptop: 1, Scale.paper: 3}[Scale(scale)]
+    models = {f"{n} | {s}": (train_stage, stage_run(scale, "dynamics", n, s)) for n in ("stack", "attention") for s in range(count)}
+    return models | {"upsampler | 0": (train_stage, stage_run(scale, "upsampler"))}
+
 # %% ../../nbs/diamond/07_grids.ipynb #3e2cc9e6
 @lru_cache(maxsize=None)
 def forward_flops(unet: UNetConfig, size: int, actions: int = 18) -> int:
@@ -150,6 +158,9 @@ def forward_flops(unet: UNetConfig, size: int, actions: int = 18) -> int:
 def work_of(c) -> dict:     # updates, flops
     "Updates of a run, and floating-point operations in its U-Net."
     if isinstance(c, TokenRun): return dict(updates=c.tokeniser_updates + c.updates, flops=1e9 * c.updates)
+    if isinstance(c, StageRun):
+        one = forward_flops(replace(c.unet, extra_image_channels=0), 32 if c.stage == "upsampler" else 16)     # the attending network costs about as much
+        return dict(updates=c.updates, flops=one * (3 * c.updates * c.batch * (1 + c.extra) + 4 * c.trajectories * c.horizon))
     world = c.world if isinstance(c, LoopRun) else c
     one = forward_flops(world.unet, world.data.size)
     fit = 3 * one * world.batch * (1 + world.extra)
@@ -167,7 +178,7 @@ def train_all(grid: Grid, **options) -> dict[str, object]:  # name -> Run; optio
     return {n: runs[n] for n in grid}
 
 
-EXPERIMENTS = {"11_drift": drift, "12_multimodal": multimodal, "13_dream_agent": agent_loops, "15_tokens": tokens}
+EXPERIMENTS = {"11_drift": drift, "12_multimodal": multimodal, "13_dream_agent": agent_loops, "15_tokens": tokens, "16_first_person": first_person}
 
 
 def plan(scale: str, seeds: int = 0) -> list[dict]:

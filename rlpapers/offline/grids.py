@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['ALGORITHMS', 'ONLINE', 'MUJOCO', 'CLASSIC', 'ADROIT', 'FRESH', 'RELEASED', 'CURVES', 'SMALL', 'MUJOCO_LAPTOP',
            'CLASSIC_LAPTOP', 'LAPTOP', 'LAPTOP_EDAC', 'ALPHA', 'EDAC_MUJOCO', 'EDAC_CLASSIC', 'LENGTH', 'SMOKE', 'Grid',
-           'LAYERNORM', 'PAIR', 'LAMBDAS', 'TAILS_SHOWN', 'LENGTHS', 'PASSES', 'EXPERIMENTS', 'released_value',
-           'paper_settings', 'dataset_name', 'UnknownSetting', 'known', 'settings', 'stack', 'medium', 'other_data',
-           'ablation_tasks', 'lambdas', 'lengths', 'tails', 'value_regularisation', 'limited', 'online',
+           'LAYERNORM', 'PAIR', 'LAMBDAS', 'TAILS_SHOWN', 'LENGTHS', 'PASSES', 'EXPERIMENTS', 'released_values',
+           'released_value', 'paper_settings', 'dataset_name', 'UnknownSetting', 'known', 'settings', 'stack', 'medium',
+           'other_data', 'ablation_tasks', 'lambdas', 'lengths', 'tails', 'value_regularisation', 'limited', 'online',
            'other_targets', 'train_grid', 'cost', 'plan', 'grid_table']
 
 # %% ../../nbs/offline/09_grids.ipynb #b56ffc44
 from dataclasses import replace
+from functools import lru_cache
 from itertools import product
 
 import pandas as pd
@@ -52,14 +53,18 @@ RELEASED["online"] = RELEASED["TD3+BC"]
 CURVES = {("TD3+BC", "HalfCheetah", "medium"): 300_000, ("EDAC", "Walker2d", "medium"): 1_200_000}    # updates of the published curves, where the files say 100 000 and 12 million
 
 
+@lru_cache(maxsize=None)
+def released_values() -> dict[tuple[str, str, str], str]:  # (file, data set without its version, parameter) -> value
+    "All values of the released files."
+    rows = published("offline", "hparams")
+    return dict(zip(zip(rows.algorithm, rows.dataset.str.replace(r"-v\d$", "", regex=True), rows.parameter), rows.value))
+
+
 def released_value(files: tuple[str, ...], name: str, task: str, kind: str) -> float | None:  # None where the files do not say
     "A released value: of the data set, else of the task's medium data, else of its group, else of all."
-    rows = published("offline", "hparams")
-    rows = rows[rows.parameter == name].assign(dataset=lambda f: f.dataset.str.replace(r"-v\d$", "", regex=True))
     group = "Adroit" if task in ADROIT else "MuJoCo"
     for file, where in product(files, (f"{task}-{kind}".lower(), f"{task}-medium".lower(), group, "all")):
-        found = rows[(rows.algorithm == file) & (rows.dataset == where)].value
-        if len(found): return float(found.iloc[0])
+        if (file, where, name) in released_values(): return float(released_values()[file, where, name])
 
 
 def paper_settings(algorithm: str, task: str, kind: str) -> dict:  # field -> value

@@ -28,7 +28,7 @@ class UnknownRule(RLPapersError): "A rule of inner updates, or a part of a netwo
 def split_tasks(tasks: Tasks) -> list[Tasks]:
     "Each task of a batch as a batch of one."
     T, M, Q = tasks.tasks, tasks.items, tasks.target.shape[1]
-    ends = torch.searchsorted(tasks.item, torch.arange(T + 1) * M).tolist()
+    ends = torch.searchsorted(tasks.item, torch.arange(T + 1, device=tasks.item.device) * M).tolist()
     def rows(views, a, b): return Views(*(x[a:b] for x in views))
     return [Tasks(rows(tasks.support, a, b), tasks.item[a:b] - t * M, rows(tasks.query, t * Q, (t + 1) * Q), tasks.target[t:t + 1]) for t, (a, b) in enumerate(zip(ends, ends[1:]))]
 
@@ -162,17 +162,17 @@ class Finetune(nn.Module):
 
     def tune(self, task: Tasks) -> Tensor:  # (Q, M)
         "Train everything on one task."
-        net = Cosine(self.encoder, task.items).eval()
+        net = Cosine(self.encoder, task.items).to(task.item.device).eval()
         return functional_call(net, adapt(net, dict(net.named_parameters()), task.support, task.item, **self.options()), (task.query,))
 
     def tune_heads(self, tasks: Tasks) -> Tensor:  # (T, Q, M)
         "Train the classifiers of all tasks side by side, on features computed once."
-        T, M, net = tasks.tasks, tasks.items, Cosine(self.encoder, tasks.items).eval()
+        T, M, net = tasks.tasks, tasks.items, Cosine(self.encoder, tasks.items).to(tasks.item.device).eval()
         with torch.no_grad(): features = net.features(tasks.views)
         heads = StackedRows(net.rows, net.length, T, tasks.item // M)
         n = len(tasks.item)
         fast = adapt(heads, dict(heads.named_parameters()), features[:n], tasks.item % M, **self.options())
-        heads.task = torch.arange(T).repeat_interleave(tasks.target.shape[1])
+        heads.task = torch.arange(T, device=tasks.item.device).repeat_interleave(tasks.target.shape[1])
         return functional_call(heads, fast, (features[n:],)).reshape(T, -1, M)
 
 # %% ../../nbs/poem/06a_adaptation.ipynb #17559e6c

@@ -171,13 +171,13 @@ class ResNetBody(nn.Module):
         self.net.fc = nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.norm(by_pixel(x))
+        x = self.norm(by_pixel(x.expand(-1, 3, -1, -1)))                  # a grey image becomes three equal channels
         return self.net(F.interpolate(x, (self.size, self.size), mode="bilinear", align_corners=False))
 
 
-def resnet18(size: int = 84, place: int = 4, pretrained: bool = True, inner: int = 224) -> Encoder:
-    "The paper's encoder of photographs (N, 3, size, size); the backbone sees them at `inner` pixels. Raises `MissingPackage`."
-    return Encoder(ResNetBody(pretrained, inner), (3, size, size), 512, place)
+def resnet18(size: int = 84, place: int = 4, pretrained: bool = True, inner: int = 224, inputs: int = 3) -> Encoder:
+    "The paper's encoder of images (N, inputs, size, size), grey or of colours; the backbone sees them at `inner` pixels. Raises `MissingPackage`."
+    return Encoder(ResNetBody(pretrained, inner), (inputs, size, size), 512, place)
 
 # %% ../../nbs/poem/05_encoders.ipynb #c92f4cc7
 def mlp_head(inputs: int, width: int, outputs: int) -> nn.Sequential:

@@ -136,6 +136,10 @@ class Views(NamedTuple):
     pixels: Tensor   # (N, C, H, W) float32 in [0, 1]; or (N, 7, 7) uint8, symbols of a maze
     place: Tensor    # (N, P) float32 in [-1, 1], where the view was taken; P may be 0
 
+    def to(self, device: str) -> "Views":
+        "The same views on a device."
+        return Views(*(x.to(device) for x in self))
+
 class Tasks(NamedTuple):
     "T tasks of M items and Q queries each, flat over tasks."
     support: Views   # (N, ...) sorted by item
@@ -149,6 +153,10 @@ class Tasks(NamedTuple):
     def items(self) -> int: return (int(self.item[-1]) + 1) // self.tasks
     @property
     def views(self) -> Views: return Views(*(torch.cat(pair) for pair in zip(self.support, self.query)))   # support first, then queries
+
+    def to(self, device: str) -> "Tasks":
+        "The same tasks on a device."
+        return Tasks(*(x.to(device) for x in self))
 
 # %% ../../nbs/poem/02_experts.ipynb #8d4c6011
 def _check_views(name: str, views: Views, length: int, why: str) -> None:

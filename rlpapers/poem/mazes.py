@@ -274,11 +274,11 @@ def maze_tasks(mazes: Mazes, rng: np.random.Generator, tasks: int, items: int = 
     return tasks_of(mazes, draw_tasks(mazes, rng, tasks, items, queries), pixels)
 
 
-def complete_tasks(mazes: Mazes, draw: Draw) -> Tasks:
+def complete_tasks(mazes: Mazes, draw: Draw, pixels: bool = False) -> Tasks:
     "The same tasks for a learner that is shown each maze's whole map instead of its support; check_tasks does not apply."
     maze = draw.maze.ravel()
     maps = Views(torch.from_numpy(mazes.layouts[maze]), torch.zeros(len(maze), 0))                   # (T M, H, W) uint8
-    return tasks_of(mazes, draw)._replace(support=maps, item=torch.arange(len(maze)))
+    return tasks_of(mazes, draw, pixels)._replace(support=maps, item=torch.arange(len(maze)))
 
 
 def support_cells(mazes: Mazes, maze: np.ndarray) -> np.ndarray:    # (n,) -> (n, H, W) bool

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OWN_SOURCES', 'UnknownOption', 'EpisodeRun', 'MazeRun', 'ViewRun', 'precision_ratio', 'answer', 'evaluate', 'Problem',
-           'learning_rate', 'step', 'evaluation_rows', 'train', 'initialised', 'moved', 'task_lists', 'maze_encoder',
+           'learning_rate', 'step', 'evaluation_rows', 'train', 'initialised', 'task_lists', 'maze_encoder',
            'learner_options', 'maze_problem', 'train_mazes', 'read_images', 'view_tasks', 'labelled_views',
            'view_encoder', 'view_problem', 'train_views']
 
@@ -189,18 +189,11 @@ def initialised(seed: int, make: Callable[[], nn.Module]) -> nn.Module:
         return make()
 
 
-def moved(tasks: Tasks, device: str) -> Tasks:
-    "The same tasks on another device."
-    if device == "cpu": return tasks
-    views = [Views(*(x.to(device) for x in v)) for v in (tasks.support, tasks.query)]
-    return Tasks(views[0], tasks.item.to(device), views[1], tasks.target.to(device))
-
-
 def task_lists(c: EpisodeRun, draw: Callable[..., Tasks],   # (data, rng, tasks) -> Tasks
                train_data, test_data: dict) -> tuple[Callable[[int], Tasks], dict[str, Callable[[int], Tasks]]]:
     "Training tasks by update and frozen lists by batch, each a function of a number."
-    def training(update): return moved(draw(train_data, counter_generator(derive_seed(c.seed, "tasks"), update), c.tasks), c.device)
-    def frozen(name): return lambda i: moved(draw(test_data[name], counter_generator(derive_seed(0, "test tasks", name), i), c.eval_batch), c.device)
+    def training(update): return draw(train_data, counter_generator(derive_seed(c.seed, "tasks"), update), c.tasks).to(c.device)
+    def frozen(name): return lambda i: draw(test_data[name], counter_generator(derive_seed(0, "test tasks", name), i), c.eval_batch).to(c.device)
     return training, {name: frozen(name) for name in test_data}
 
 # %% ../../nbs/poem/07_training.ipynb #f4c8afe4
@@ -221,7 +214,7 @@ def maze_problem(c: MazeRun) -> Problem:
     sets = maze_sets(c.mazes)
     def draw(mazes, rng, tasks):
         drawn = draw_tasks(mazes, rng, tasks, c.mazes.items, c.mazes.queries)
-        return complete_tasks(mazes, drawn) if c.learner == "complete" else tasks_of(mazes, drawn, c.encoder == "pixels")
+        return (complete_tasks if c.learner == "complete" else tasks_of)(mazes, drawn, c.encoder == "pixels")
     learner = initialised(c.seed, lambda: make_learner(c.learner, maze_encoder(c), **learner_options(c)))
     return Problem(learner, *task_lists(c, draw, sets.train, dict(unseen=sets.unseen, protocol=sets.protocol)))
 
@@ -272,7 +265,7 @@ def view_encoder(c: ViewRun, images) -> Encoder:
     size, place = c.crop if partial and not c.distort else side, 4 if partial else 0
     if c.encoder == "conv4": return conv4(size, inputs, c.channels, c.blocks, place)
     if c.encoder == "pixels": return pixels(size, inputs, c.channels, place=place)
-    if c.encoder == "resnet18": return resnet18(size, place, c.pretrained)
+    if c.encoder == "resnet18": return resnet18(size, place, c.pretrained, inputs=inputs)
     raise UnknownOption(f"encoder={c.encoder!r} sees no images.{suggest(c.encoder, ('conv4', 'pixels', 'resnet18'))}")
 
 
@@ -285,7 +278,7 @@ def view_problem(c: ViewRun) -> Problem:
         if c.learner == "Finetune": return Finetune(encoder, len(images["train"].names), c.finetune)
         return make_learner(c.learner, encoder, **learner_options(c))
     draw, tests = task_lists(c, lambda *a: view_tasks(c, *a), images["train"], dict(test=images["test"]))
-    if c.learner == "Finetune": draw = lambda update: moved(labelled_views(c, images["train"], counter_generator(derive_seed(c.seed, "views"), update)), c.device)
+    if c.learner == "Finetune": draw = lambda update: labelled_views(c, images["train"], counter_generator(derive_seed(c.seed, "views"), update)).to(c.device)
     return Problem(initialised(c.seed, make), draw, tests)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..core.record import RunOutput, Work
 from ..core.rng import counter_generator, derive_seed
-from .decoder import make_decoder, one_hot_maps, trained_learner
+from .decoder import AT_ONCE, make_decoder, one_hot_maps, trained_learner
 from .experts import Experts, fold
 from .learners import POEM
 from .maze_views import CELL_NAMES
@@ -34,11 +34,13 @@ def walk_states(mazes: Mazes, seed: int, steps: int) -> tuple[np.ndarray, np.nda
 
 @torch.no_grad()
 def walk_products(learner: POEM, c: MazeRun, mazes: Mazes, state: np.ndarray,   # (K, steps)
-                  length: np.ndarray) -> Tensor:    # (steps, K, 2 D) mean and log precision
+                  length: np.ndarray) -> Tensor:    # (steps, K, 2 D) mean and log precision, on the CPU
     "The product of experts after each step (associativity of eqs. 8-9)."
-    every, items, known = np.arange(len(mazes)), None, []
+    every, items, known, chunk = np.arange(len(mazes)), None, [], 20 * AT_ONCE[c.encoder]
+    def encode(maze, state): return [x.cpu() for x in learner.encode(take_views(mazes, maze, state, c.encoder == "pixels").to(c.device))]
     for t in range(state.shape[1]):
-        view = Experts(*learner.encode(take_views(mazes, every, state[:, t], c.encoder == "pixels")))
+        parts = [encode(every[k:k + chunk], state[k:k + chunk, t]) for k in range(0, len(every), chunk)]
+        view = Experts(*map(torch.cat, zip(*parts)))
         going = torch.from_numpy(t < length)[:, None]
         items = view if items is None else Experts(*(torch.where(going, new, old) for new, old in zip(fold(items, view), items)))
         known.append(torch.cat(items, 1))
