@@ -1,6 +1,7 @@
 """A pretended accelerator, for machines without one: tensors that say they are on `cuda` hold their values in ordinary memory, and every operation
 that a real one would refuse, between tensors here and there, raises `TwoDevices`. It proves where tensors are, not what a GPU computes or how fast."""
 import contextlib
+from unittest import mock
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -36,6 +37,23 @@ class There(torch.Tensor):
         if op is aten.copy_.default: return args[0]
         inside = {id(x.inner): x for x in tensors if isinstance(x, There)}
         return tree_map_only(torch.Tensor, lambda x: inside.get(id(x)) if id(x) in inside else There(x), out)
+
+
+class Generator(torch.Generator):
+    "A generator that claims to be where it was asked for."
+    def __new__(cls, device="cpu"):
+        made = super().__new__(cls, "cpu")
+        made.where = torch.device(device)
+        return made
+
+    def __init__(self, device="cpu"): pass
+    device = property(lambda self: self.where)
+
+
+def _check(kwargs: dict, there: bool) -> None:
+    "A generator draws on its own device only."
+    g = kwargs.get("generator")
+    if g is not None and (g.device.type == "cuda") != there: raise TwoDevices("generator: of another device than the tensor")
 
 
 def over(x: torch.Tensor) -> torch.Tensor:
@@ -75,7 +93,9 @@ class Pretend(TorchFunctionMode):
         if name == "cpu": return Back.apply(args[0]) if isinstance(args[0], There) else args[0]
         where = kwargs.get("device")
         if where is not None and torch.device(where).type == "cuda":
+            _check(kwargs, True)
             return over(f(*args, **kwargs | {"device": "cpu"}))
+        _check(kwargs, any(isinstance(x, There) for x in tree_flatten((args, kwargs))[0]))
         return f(*args, **kwargs)
 
 
@@ -84,5 +104,5 @@ def elsewhere():
     "Inside, `cuda` is a pretended device."
     torch.__future__.set_overwrite_module_params_on_conversion(True)       # modules get new parameters, not new data in the old ones
     try:
-        with Pretend(): yield
+        with Pretend(), mock.patch.object(torch, "Generator", Generator): yield
     finally: torch.__future__.set_overwrite_module_params_on_conversion(False)

@@ -131,7 +131,8 @@ def tokens(scale: str, seeds: int = 0) -> Grid:
         small = replace(data, steps=300) if Scale(scale) is Scale.smoke else data
         paper = dict(data=small, seed=s, device="cuda")
         return train_tokens, at_scale(TokenRun, {"paper": paper} | {k: paper | dict(device="cpu") | o for k, o in TOKEN_SCALES.items()}, scale)
-    games = {Scale.paper: {g: DataConfig(game=g) for g in ("Asterix", "Breakout", "RoadRunner")}}.get(Scale(scale), dict(PixelCatch=CATCH))
+    played = {g: DataConfig(game=g, policy="expert" if g == "Breakout" else "random") for g in ("Asterix", "Breakout", "RoadRunner")}      # the others have no scripted expert
+    games = played if Scale(scale) is Scale.paper else dict(PixelCatch=CATCH)
     own = {f"{game} | tokens | {s}": one(data, s) for game, data in games.items() for s in seeds_of(scale, seeds)}
     edm = {n: r for n, r in drift(scale, seeds).items() if "EDM" in n and n.startswith(("PixelCatch", "Breakout"))}
     return own | edm
@@ -157,7 +158,9 @@ def forward_flops(unet: UNetConfig, size: int, actions: int = 18) -> int:
 
 def work_of(c) -> dict:     # updates, flops
     "Updates of a run, and floating-point operations in its U-Net."
-    if isinstance(c, TokenRun): return dict(updates=c.tokeniser_updates + c.updates, flops=1e9 * c.updates)
+    if isinstance(c, TokenRun):
+        words, weights = c.batch * (c.context + 1) * c.grid ** 2, 12 * c.layers * c.width ** 2
+        return dict(updates=c.tokeniser_updates + c.updates, flops=3 * 6 * weights * words * c.updates)           # the transformer, thrice for the tokeniser and the dreams
     if isinstance(c, StageRun):
         one = forward_flops(replace(c.unet, extra_image_channels=0), 32 if c.stage == "upsampler" else 16)     # the attending network costs about as much
         return dict(updates=c.updates, flops=one * (3 * c.updates * c.batch * (1 + c.extra) + 4 * c.trajectories * c.horizon))
@@ -187,9 +190,9 @@ def plan(scale: str, seeds: int = 0) -> list[dict]:
     rows = {}
     for notebook, grid in EXPERIMENTS.items():
         for name, (fn, c) in grid(scale, seeds).items():
-            work, gpu = work_of(c), c.device == "cuda"
+            work, rate = work_of(c), 40e12 if c.device == "cuda" else 8e9 if isinstance(c, LoopRun) else 2.5e10   # a small loop spends most of its time outside its U-Net
             state = getattr(find_run(fn, c), "status", "to train")
             row = dict(notebook=notebook, run=name, count=1, stack="1 seed", updates=work["updates"], evaluation=0.,
-                       hours=round(work["flops"] / (40e12 if gpu else 5e10) / 3600, 3), state="recorded" if state == "fresh" else state)
+                       hours=round(work["flops"] / rate / 3600, 3), state="recorded" if state == "fresh" else state)
             rows.setdefault(run_key(fn, c), row)        # a run that two experiments share counts once
     return list(rows.values())
