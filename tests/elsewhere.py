@@ -9,7 +9,7 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 
 CUDA = torch.device("cuda")
 aten = torch.ops.aten
-EITHER = {aten.copy_.default, aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default}   # these take indices or values from the CPU
+INDEXED = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default}   # a tensor there takes indices and values from here
 
 
 class TwoDevices(RuntimeError): "Tensors of two devices in one operation, or one of a GPU handed to NumPy."
@@ -31,7 +31,8 @@ class There(torch.Tensor):
     @classmethod
     def __torch_dispatch__(cls, op, types, args=(), kwargs=None):
         tensors = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, torch.Tensor)]
-        if op not in EITHER and any(not isinstance(x, There) and x.dim() for x in tensors):
+        free = op is aten.copy_.default or op in INDEXED and isinstance(args[0], There)
+        if not free and any(not isinstance(x, There) and x.dim() for x in tensors):
             raise TwoDevices(f"{op}: {[('there' if isinstance(x, There) else 'here', tuple(x.shape)) for x in tensors]}")
         out = op(*tree_map_only(There, lambda x: x.inner, args), **tree_map_only(There, lambda x: x.inner, kwargs or {}))
         if op is aten.copy_.default: return args[0]
