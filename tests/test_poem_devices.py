@@ -21,7 +21,7 @@ def kinds(*experiments):
     for grid in experiments:
         for name, (fn, c) in grid("paper", 1).items():
             run = getattr(c, "run", c)
-            image = (run.views, SOURCES[run.source].mode) if hasattr(run, "views") else ()
+            image = (getattr(run, "views", ""), run.learner == "POEM" and hasattr(run, "source") and SOURCES[run.source].mode)      # grey images with one learner
             found.setdefault((fn, run.learner, run.counts, run.precision, *image), pytest.param(fn, c, id=f"{grid.__name__}, {name}"))
     return found.values()
 
