@@ -37,7 +37,7 @@ class There(torch.Tensor):
         out = op(*tree_map_only(There, lambda x: x.inner, args), **tree_map_only(There, lambda x: x.inner, kwargs or {}))
         if op is aten.copy_.default: return args[0]
         inside = {id(x.inner): x for x in tensors if isinstance(x, There)}
-        return tree_map_only(torch.Tensor, lambda x: inside.get(id(x)) if id(x) in inside else There(x), out)
+        return tree_map_only(torch.Tensor, lambda x: inside[id(x)] if id(x) in inside else There(x), out)      # in place: the tensor it was
 
 
 class Generator(torch.Generator):
@@ -63,6 +63,7 @@ def over(x: torch.Tensor) -> torch.Tensor:
 
 
 class Carry(torch.autograd.Function):
+    "From here to there; gradients come back."
     @staticmethod
     def forward(ctx, x): return There(x.detach().clone())
     @staticmethod
@@ -70,6 +71,7 @@ class Carry(torch.autograd.Function):
 
 
 class Back(torch.autograd.Function):
+    "From there to here; gradients go back there."
     @staticmethod
     def forward(ctx, x): return x.inner.detach().clone()
     @staticmethod

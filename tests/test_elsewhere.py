@@ -46,5 +46,12 @@ def test_what_a_gpu_allows_is_allowed():
         x[:2] = torch.ones(2)                                                                       # and values to be copied
         assert x.cpu().numpy().tolist() == [1, 1, 2, 3]
         assert torch.rand(2, device="cuda", generator=torch.Generator("cuda").manual_seed(0)).is_cuda
-    assert not torch.zeros(1).is_cuda
-    with pytest.raises((RuntimeError, AssertionError)): torch.zeros(1, device="cuda" if not torch.cuda.is_available() else "xla")
+
+
+def test_nothing_of_it_stays():
+    real = torch.Generator
+    with pytest.raises(KeyError), elsewhere(): raise KeyError
+    assert torch.Generator is real and not torch.__future__.get_overwrite_module_params_on_conversion()
+    net = network()
+    weight = net[0].weight
+    assert net.to("cpu")[0].weight is weight and type(weight.data.to("cpu")) is torch.Tensor

@@ -15,14 +15,15 @@ FEW = dict(updates=2, eval_every=2, eval_tasks=1, test_tasks=2)
 MAZES = MazeConfig(mazes=150, test=30, items=3, queries=8)
 
 
-def kinds(*experiments):
-    "One run of each kind: seeds and sources apart, which differ in content, they are alike."
+def kinds(config):
+    "One run of each kind with this config, or of a decoder of such a run: seeds and sources apart, which differ in content, they are alike."
     found = {}
-    for grid in experiments:
+    for notebook, grid in grids.EXPERIMENTS.items():
         for name, (fn, c) in grid("paper", 1).items():
             run = getattr(c, "run", c)
-            image = (getattr(run, "views", ""), run.learner == "POEM" and hasattr(run, "source") and SOURCES[run.source].mode)      # grey images with one learner
-            found.setdefault((fn, run.learner, run.counts, run.precision, *image), pytest.param(fn, c, id=f"{grid.__name__}, {name}"))
+            if not isinstance(run, config): continue
+            mode = SOURCES[run.source].mode if config is training.ViewRun and run.learner == "POEM" else ""      # grey images with one learner
+            found.setdefault((fn, run.learner, run.counts, run.precision, getattr(run, "views", ""), mode), pytest.param(fn, c, id=f"{notebook}, {name}"))
     return found.values()
 
 
@@ -33,7 +34,7 @@ def noise(source, part, each=6, classes=4):
     return make_images(rng.integers(256, size=(count, 1 if s.mode == "L" else 3, s.size, s.size), dtype=np.uint8), np.arange(classes).repeat(each), tuple("abcd"))
 
 
-@pytest.mark.parametrize("fn, c", kinds(grids.recognition, grids.precisions, grids.decoders, grids.walking))
+@pytest.mark.parametrize("fn, c", kinds(training.MazeRun))
 def test_maze_runs_of_paper_scale(fn, c):
     run = getattr(c, "run", c)
     assert run.device == "cuda" and run.encoder == "pixels"
@@ -44,7 +45,7 @@ def test_maze_runs_of_paper_scale(fn, c):
     assert np.isfinite(out.metrics.select_dtypes("number").drop(columns="ratio", errors="ignore")).all(axis=None)
 
 
-@pytest.mark.parametrize("fn, c", kinds(grids.partial, grids.whole, grids.unequal, grids.coverage))
+@pytest.mark.parametrize("fn, c", kinds(training.ViewRun))
 def test_image_runs_of_paper_scale(fn, c, monkeypatch):
     monkeypatch.setattr(training, "read_images", noise)
     monkeypatch.setattr(training, "resnet18", lambda size, place, pretrained, inputs: encoders.resnet18(size, place, False, 32, inputs))
